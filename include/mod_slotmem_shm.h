@@ -1,0 +1,136 @@
+/* Licensed to the Apache Software Foundation (ASF) under one or more
+ * contributor license agreements.  See the NOTICE file distributed with
+ * this work for additional information regarding copyright ownership.
+ * The ASF licenses this file to You under the Apache License, Version 2.0
+ * (the "License"); you may not use this file except in compliance with
+ * the License.  You may obtain a copy of the License at
+ *
+ *     http://www.apache.org/licenses/LICENSE-2.0
+ *
+ * Unless required by applicable law or agreed to in writing, software
+ * distributed under the License is distributed on an "AS IS" BASIS,
+ * WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+ * See the License for the specific language governing permissions and
+ * limitations under the License.
+ */
+
+/**
+ * @file  mod_slotmem_shm.h
+ * @brief What mod_slotmem_shm leaves where others can read it: the stored
+ *        file, and the head of a segment of shared memory.
+ *
+ * Needs nothing but the C library, so that a tool outside httpd (an offline
+ * reader, a backup check) can include it.  Everything is in the byte order
+ * and with the type sizes of the machine that wrote it.
+ *
+ * The provider itself is declared by the server's own ap_slotmem.h.
+ */
+#ifndef MOD_SLOTMEM_SHM_H
+#define MOD_SLOTMEM_SHM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* ------------------------------------------------------------------ */
+/* The stored file                                                     */
+/* ------------------------------------------------------------------ */
+
+/*
+ * One file a segment of type AP_SLOTMEM_TYPE_PERSIST, mode 0600:
+ *
+ *     a relative name NAME   DefaultRuntimeDir/slotmem-shm-NAME.shm.persist
+ *     an absolute name /NAME                              /NAME.persist
+ *
+ * It is the format of httpd 2.4's own module, so either module starts from
+ * what the other one stored.
+ *
+ *     offset               bytes                what
+ *     0                    8                    number of slots not in use,
+ *                                               an unsigned int and padding
+ *     8                    item_num*item_size   the slots, in order
+ *     + slots              item_num             one byte a slot: 1 in use, 0 not
+ *     + table              16                   MD5 of every byte before it
+ *     + digest             16                   struct slotmem_shm_file_desc
+ *                                               and padding
+ *
+ * A reader finds the descriptor in the last 16 bytes; httpd's own module
+ * may leave older bytes behind the descriptor, since it never shortens a
+ * file.  The number at offset 0 is not to be relied on: count the table.
+ */
+#define SLOTMEM_SHM_FILE_SUFFIX      ".persist"
+#define SLOTMEM_SHM_FILE_COUNT_SIZE  8u   /* bytes at offset 0              */
+#define SLOTMEM_SHM_FILE_DIGEST_SIZE 16u  /* bytes of MD5                   */
+#define SLOTMEM_SHM_FILE_DESC_SIZE   16u  /* bytes of descriptor and padding*/
+
+struct slotmem_shm_file_desc {
+    size_t       item_size; /* bytes in a slot                              */
+    unsigned int item_num;  /* slots                                        */
+    unsigned int type;      /* AP_SLOTMEM_TYPE_* bits given to create()     */
+};
+
+/**
+ * Bytes in a stored file.
+ * @param item_size bytes in a slot
+ * @param item_num number of slots
+ * @return the length, or 0 when it does not fit 64 bits
+ */
+static inline uint64_t slotmem_shm_file_size(uint64_t item_size,
+                                             uint64_t item_num)
+{
+    const uint64_t fixed = SLOTMEM_SHM_FILE_COUNT_SIZE
+                           + SLOTMEM_SHM_FILE_DIGEST_SIZE
+                           + SLOTMEM_SHM_FILE_DESC_SIZE;
+
+    if (item_num && item_size + 1 > (UINT64_MAX - fixed) / item_num) {
+        return 0;
+    }
+    return item_num * (item_size + 1) + fixed;
+}
+
+/* ------------------------------------------------------------------ */
+/* The segment of shared memory                                        */
+/* ------------------------------------------------------------------ */
+
+/*
+ * The key given to apr_shm_create() is
+ *
+ *     a relative name NAME   DefaultRuntimeDir/slotmem-shm-NAME_GEN.shm
+ *     an absolute name /NAME                              /NAME
+ *
+ * with GEN the MPM's generation in hexadecimal.  The header lies at the
+ * first multiple of SLOTMEM_SHM_ALIGN in the memory that APR hands out, and
+ * everything else at fixed distances from it:
+ *
+ *     header | in-use words, by level | slot locks | torn words | slots | slack
+ *
+ * Each part begins at a multiple of SLOTMEM_SHM_ALIGN; the slots are exactly
+ * item_size apart, and SLOTMEM_SHM_SLACK bytes at least follow the last one.
+ *
+ * Every process of the server may write all of it.  A reader outside must
+ * take each field for a claim and check it against the size of the object.
+ */
+#define SLOTMEM_SHM_ALIGN   64u
+#define SLOTMEM_SHM_SLACK   64u
+#define SLOTMEM_SHM_VERSION 1u
+#define SLOTMEM_SHM_RUN_LEN 16u
+
+/* "slotmem1" read as a 64-bit number; written last, so that it is only there
+ * once all else is in place. */
+#define SLOTMEM_SHM_MAGIC UINT64_C(0x316d656d746f6c73)
+
+struct slotmem_shm_header {
+    uint64_t magic;        /*  0: SLOTMEM_SHM_MAGIC                          */
+    uint32_t version;      /*  8: SLOTMEM_SHM_VERSION                        */
+    uint32_t type;         /* 12: AP_SLOTMEM_TYPE_* bits                     */
+    uint64_t item_size;    /* 16: bytes in a slot                            */
+    uint64_t item_num;     /* 24: slots                                      */
+    uint64_t slots_offset; /* 32: of slot 0, from the header                 */
+    uint64_t total_size;   /* 40: bytes from the header to the slack's end   */
+    uint64_t generation;   /* 48: of the MPM, when the segment was made      */
+    uint64_t pid;          /* 56: of the process that made it                */
+    unsigned char run[SLOTMEM_SHM_RUN_LEN]; /* 64: identity of the run       */
+    uint64_t stored;       /* 80: when last stored, microseconds since 1970  */
+    uint64_t unused[5];    /* 88: zero                                       */
+};
+
+#endif /* MOD_SLOTMEM_SHM_H */

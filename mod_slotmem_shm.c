@@ -1,0 +1,4036 @@
+/* Licensed to the Apache Software Foundation (ASF) under one or more
+ * contributor license agreements.  See the NOTICE file distributed with
+ * this work for additional information regarding copyright ownership.
+ * The ASF licenses this file to You under the Apache License, Version 2.0
+ * (the "License"); you may not use this file except in compliance with
+ * the License.  You may obtain a copy of the License at
+ *
+ *     http://www.apache.org/licenses/LICENSE-2.0
+ *
+ * Unless required by applicable law or agreed to in writing, software
+ * distributed under the License is distributed on an "AS IS" BASIS,
+ * WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+ * See the License for the specific language governing permissions and
+ * limitations under the License.
+ */
+
+/*
+ * mod_slotmem_shm: shared memory divided into slots, for other modules.
+ *
+ * A segment is an array of fixed-size slots that every process of the server
+ * sees.  Its memory (include/mod_slotmem_shm.h has it to the byte):
+ *
+ *     +--------+----------------+-------+------+-------------------+-------+
+ *     | header | level 0, 1, .. | locks | torn | slot 0, 1, 2, ... | slack |
+ *     +--------+----------------+-------+------+-------------------+-------+
+ *                1 bit a slot:    seqlock a     item_size apart      64 bytes
+ *                in use; above    stripe of
+ *                it 1 bit a word: slots
+ *                "is full"
+ *
+ * Control words lie before the slots because one published consumer writes
+ * an int past its last slot: that lands in the slack and hurts nobody.
+ *
+ * A stored file (a PERSIST segment, at stop, restart and every checkpoint):
+ *
+ *     +-----------+--------+---------------+-----+------------------------+
+ *     | free: 8 B | slots  | 1 byte a slot | MD5 | item_size, _num, type  |
+ *     +-----------+--------+---------------+-----+------------------------+
+ *
+ * The rule of trust.  The parent is root, its children are not, and they can
+ * write every word of a segment.  So geometry, type, names and paths live in
+ * private memory (ap_slotmem_instance_t, inherited by fork), and nothing read
+ * from shared memory chooses an address, a length, a path, or how long the
+ * parent waits.  An index made from shared bits is masked to the geometry
+ * before it is used.  test/README.md lists every shared word and what
+ * happens when it holds anything at all.
+ *
+ * The rule of locks.  grab, release, fgrab, dptr, doall and the counts take
+ * none.  put takes the seqlock of its slot; get takes nothing.  The registry
+ * lock (threads of one process) comes before the global mutex (processes),
+ * and a slot lock is never waited for under either.  The parent never waits
+ * without bound for anything that a child can hold.
+ */
+
+#include "apr.h"
+#include "apr_escape.h"
+#include "apr_file_info.h"
+#include "apr_file_io.h"
+#include "apr_general.h"
+#include "apr_global_mutex.h"
+#include "apr_hash.h"
+#include "apr_md5.h"
+#include "apr_optional_hooks.h"
+#include "apr_shm.h"
+#include "apr_signal.h"
+#include "apr_strings.h"
+#include "apr_thread_mutex.h"
+#include "apr_thread_proc.h"
+#include "apr_time.h"
+
+#define APR_WANT_MEMFUNC
+#define APR_WANT_STRFUNC
+#include "apr_want.h"
+
+#include "httpd.h"
+#include "http_config.h"
+#include "http_core.h"
+#include "http_log.h"
+#include "http_main.h"
+#include "http_protocol.h"
+#include "ap_listen.h"
+#include "ap_mpm.h"
+#include "ap_provider.h"
+#include "ap_slotmem.h"
+#include "mod_status.h"
+#include "mpm_common.h"
+#include "scoreboard.h"
+#include "util_mutex.h"
+
+#include "mod_slotmem_shm.h"
+
+#if !APR_HAS_FORK || !APR_HAS_SHARED_MEMORY
+#error "mod_slotmem_shm needs fork() and shared memory (mpm_winnt is not supported)"
+#endif
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+module AP_MODULE_DECLARE_DATA slotmem_shm_module;
+APLOG_USE_MODULE(slotmem_shm);
+
+/* ==================== layout ==================== */
+
+/* A word of shared memory.  Between processes an atomic is only an atomic
+ * when no hidden lock stands behind it. */
+typedef _Atomic apr_uint64_t shared_word;
+
+_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2,
+               "64-bit atomics must be lock-free to work between processes");
+_Static_assert(sizeof(shared_word) == 8, "a shared word is 8 bytes");
+_Static_assert(sizeof(struct slotmem_shm_header) == 128,
+               "the header is part of the published layout");
+
+#define WORD_BITS     64u
+#define WORD_FULL     (~APR_UINT64_C(0))
+#define LEVELS_MAX    6u    /* 64 to 1: 2^32 slots need no more            */
+#define STRIPES_MAX   1024u /* slot i is guarded by lock i % STRIPES_MAX   */
+
+/* One stripe of slots.  See "slot locks" for what the words hold. */
+typedef struct {
+    shared_word word;
+    shared_word writing;
+} slot_lock_t;
+
+/* Where everything lies, from the header; computed from what the caller
+ * asked for, kept in private memory, never read back from the segment. */
+typedef struct {
+    apr_size_t   item_size;
+    unsigned int item_num;
+    unsigned int stripes;
+    unsigned int levels;
+    apr_size_t   level_words[LEVELS_MAX];
+    apr_size_t   level_off[LEVELS_MAX];
+    apr_uint64_t level_pad[LEVELS_MAX]; /* bits of the last word past the end */
+    apr_size_t   locks_off;
+    apr_size_t   torn_off;
+    apr_size_t   slots_off;
+    apr_size_t   slots_len;
+    apr_size_t   total;
+} layout_t;
+
+static apr_size_t words_for(apr_size_t bits)
+{
+    return bits / WORD_BITS + (bits % WORD_BITS != 0);
+}
+
+static apr_size_t part_end(apr_size_t end)
+{
+    return (end + SLOTMEM_SHM_ALIGN - 1) & ~(apr_size_t)(SLOTMEM_SHM_ALIGN - 1);
+}
+
+/*
+ * The only place where sizes are added and multiplied.  Half of the address
+ * space is more than any machine maps, so with the slots below that nothing
+ * that follows can wrap.
+ */
+static apr_status_t layout_make(layout_t *l, apr_size_t item_size,
+                                unsigned int item_num)
+{
+    const apr_size_t limit = ~(apr_size_t)0 / 2;
+    apr_size_t bits = item_num, end = sizeof(struct slotmem_shm_header);
+
+    memset(l, 0, sizeof(*l));
+    if (item_num && item_size > limit / item_num) {
+        return APR_EINVAL;
+    }
+    l->item_size = item_size;
+    l->item_num = item_num;
+    l->slots_len = item_size * item_num;
+    l->stripes = item_num < STRIPES_MAX ? item_num : STRIPES_MAX;
+
+    while (bits) {
+        apr_size_t words = words_for(bits);
+        l->level_off[l->levels] = end;
+        l->level_words[l->levels] = words;
+        l->level_pad[l->levels] = bits % WORD_BITS
+                                  ? WORD_FULL << (bits % WORD_BITS) : 0;
+        l->levels++;
+        end = part_end(end + words * sizeof(shared_word));
+        bits = words > 1 ? words : 0;
+    }
+
+    l->locks_off = end;
+    end = part_end(end + l->stripes * sizeof(slot_lock_t));
+    l->torn_off = end;
+    end = part_end(end + words_for(item_num) * sizeof(shared_word));
+    l->slots_off = end;
+    if (l->slots_len > limit - end - 2 * SLOTMEM_SHM_SLACK) {
+        return APR_EINVAL;
+    }
+    l->total = part_end(end + l->slots_len + SLOTMEM_SHM_SLACK);
+    return APR_SUCCESS;
+}
+
+/* A segment as one process sees it.  Everything here is private; a pointer
+ * into shared memory is one to a shared_word, a slot_lock_t, the header, or
+ * the slots. */
+struct ap_slotmem_instance_t {
+    char             *slots;    /* shared                                  */
+    layout_t          layout;
+    ap_slotmem_type_t type;
+    shared_word      *level[LEVELS_MAX];         /* shared                 */
+    slot_lock_t      *locks;                     /* shared                 */
+    shared_word      *torn;                      /* shared: 1 bit a slot   */
+    struct slotmem_shm_header *header;           /* shared                 */
+
+    const char       *name;     /* as given by the caller; NULL: anonymous */
+    const char       *key;      /* of the shared memory; NULL: anonymous   */
+    const char       *store;    /* stored file; NULL: none                 */
+    apr_pool_t       *pool;     /* holds this struct and the mapping       */
+    apr_shm_t        *shm;
+    const char       *origin;   /* for people: what it began with          */
+    unsigned char     digest[APR_MD5_DIGESTSIZE];
+    int               has_digest; /* the file bears this digest            */
+    ap_slotmem_instance_t *next;  /* in order of creation                  */
+};
+
+/* Bytes to ask of APR: the header begins at a multiple of 64, and APR hands
+ * out memory that begins 8 bytes into a page. */
+static apr_size_t layout_request(const layout_t *l)
+{
+    return l->total + SLOTMEM_SHM_ALIGN;
+}
+
+static struct slotmem_shm_header *header_at(void *base)
+{
+    apr_size_t past = (apr_uintptr_t)base % SLOTMEM_SHM_ALIGN;
+
+    return (struct slotmem_shm_header *)
+           ((char *)base + (past ? SLOTMEM_SHM_ALIGN - past : 0));
+}
+
+/* Lays an instance whose layout is made over mapped memory. */
+static void segment_lay(ap_slotmem_instance_t *s, void *base)
+{
+    char *start;
+    unsigned int k;
+
+    s->header = header_at(base);
+    start = (char *)s->header;
+    for (k = 0; k < s->layout.levels; k++) {
+        s->level[k] = (shared_word *)(void *)(start + s->layout.level_off[k]);
+    }
+    s->locks = (slot_lock_t *)(void *)(start + s->layout.locks_off);
+    s->torn = (shared_word *)(void *)(start + s->layout.torn_off);
+    s->slots = start + s->layout.slots_off;
+}
+
+/* ==================== names ==================== */
+
+static int name_is_anonymous(const char *name)
+{
+    return name == NULL || *name == '\0' || !strcasecmp(name, "none");
+}
+
+static int name_is_absolute(const char *name)
+{
+    return *name == '/';
+}
+
+static unsigned int mpm_generation(void)
+{
+    int generation = 0;
+
+    ap_mpm_query(AP_MPMQ_GENERATION, &generation);
+    return (unsigned int)generation;
+}
+
+/* The key of the shared memory; NULL when the name makes no path. */
+static const char *name_key(apr_pool_t *p, const char *name,
+                            unsigned int generation)
+{
+    if (name_is_absolute(name)) {
+        return apr_pstrdup(p, name);
+    }
+    return ap_runtime_dir_relative(p, apr_psprintf(p, "slotmem-shm-%s_%x.shm",
+                                                   name, generation));
+}
+
+static const char *name_store(apr_pool_t *p, const char *name)
+{
+    const char *base = name_is_absolute(name)
+        ? name
+        : ap_runtime_dir_relative(p, apr_pstrcat(p, "slotmem-shm-", name,
+                                                 ".shm", NULL));
+
+    return base ? apr_pstrcat(p, base, SLOTMEM_SHM_FILE_SUFFIX, NULL) : NULL;
+}
+
+/*
+ * A path in the directory of `path`, for a file that will replace it or that
+ * keeps what it held.  A name that would grow past NAME_MAX gives way to its
+ * MD5, which is as good: the name only has to be the same each time.
+ */
+static const char *name_beside(apr_pool_t *p, const char *path,
+                               const char *suffix)
+{
+    const char *slash = strrchr(path, '/');
+    const char *file = slash ? slash + 1 : path;
+    unsigned char digest[APR_MD5_DIGESTSIZE];
+
+    if (strlen(file) + strlen(suffix) <= 255) {
+        return apr_pstrcat(p, path, suffix, NULL);
+    }
+    apr_md5(digest, file, strlen(file));
+    return apr_pstrcat(p, apr_pstrmemdup(p, path, (apr_size_t)(file - path)),
+                       "slotmem-shm-",
+                       apr_pescape_hex(p, digest, sizeof(digest), 0),
+                       suffix, NULL);
+}
+
+/* ==================== slot table ==================== */
+
+/*
+ * Which slots are in use: level 0 (the leaves) has a bit a slot, and is the
+ * truth.  A bit of level k+1 is a hint: "word so-and-so of level k is full".
+ * grab walks from the top down to the lowest word with a free bit.
+ *
+ *   I1  A slot has an owner exactly while its leaf bit is 1, and only the
+ *       compare-and-swap that turns 0 into 1 makes an owner.  Hence never
+ *       two owners, whoever dies where: a dead process leaves the bit 1 (its
+ *       slot, to be released by whoever knows that it died) or 0.
+ *   I2  A hint that wrongly says "not full" costs a walk that finds the word
+ *       full and sets the hint.
+ *   I3  A hint that wrongly says "full" hides free slots, so it must not
+ *       last.  Who sets one looks at the word again afterwards, and takes the
+ *       hint back when the word is not full.  Who frees a bit looks at the
+ *       hint afterwards, and clears it when it is set.
+ *
+ * I3 needs one total order of the four accesses.  Say F finds leaf L full,
+ * and R releases a slot in L:
+ *
+ *       F: [1] hint |= bit    [2] read L
+ *       R: [3] L &= ~bit      [4] read hint
+ *
+ * With weaker orders F may read L full at [2] (before [3] shows) while R
+ * reads the hint clear at [4] (before [1] shows): the hint says "full" for
+ * good.  All four are memory_order_seq_cst, so either [3] precedes [2] and F
+ * takes the hint back, or [2] precedes [3], hence [1] precedes [4], and R
+ * clears it.  The same pair one level up carries R's clearing of a hint
+ * word to the hint above that.  On x86 the order is free: [1] and [3] are
+ * locked instructions, [2] and [4] plain loads.
+ *
+ * When F dies between [1] and [2], or R between [3] and [4], nobody is left
+ * to mend the hint.  So before grab answers "none free" it reads the leaves
+ * themselves (table_mend).  Until then such a hint only makes grab pick a
+ * slot that is not the lowest.
+ *
+ * Handing a slot's content from one owner to the next: release's
+ * read-modify-write (seq_cst, thus release) pairs with the acquire of the
+ * compare-and-swap in leaf_take and table_fgrab.
+ *
+ * The one who finds a word full sets the hint, not the one who fills it:
+ * grab and release at the brim then cost one read-modify-write each.
+ *
+ * Bits past the last slot count as full: the pad is private, so an index is
+ * in range whatever the shared words hold.
+ */
+
+#define TABLE_TURNS 100000u
+
+static apr_uint64_t bit_of(apr_size_t i)
+{
+    return APR_UINT64_C(1) << (i % WORD_BITS);
+}
+
+static unsigned int lowest_bit(apr_uint64_t word)
+{
+    return (unsigned int)__builtin_ctzll(word);
+}
+
+static apr_uint64_t pad_of(const ap_slotmem_instance_t *s, unsigned int k,
+                           apr_size_t w)
+{
+    return w + 1 == s->layout.level_words[k] ? s->layout.level_pad[k] : 0;
+}
+
+/* A word of the table with the bits past its end set. */
+static apr_uint64_t table_word(const ap_slotmem_instance_t *s, unsigned int k,
+                               apr_size_t w)
+{
+    return atomic_load_explicit(&s->level[k][w], memory_order_acquire)
+           | pad_of(s, k, w);
+}
+
+/* Word w of level k has a free bit, or is about to: no hint may hide it. */
+static void hint_clear(ap_slotmem_instance_t *s, unsigned int k, apr_size_t w)
+{
+    for (; k + 1 < s->layout.levels; k++, w /= WORD_BITS) {
+        shared_word *hints = &s->level[k + 1][w / WORD_BITS];
+
+        /* [4] above, pairs with [1] in hint_full. */
+        if (!(atomic_load_explicit(hints, memory_order_seq_cst) & bit_of(w))) {
+            return;
+        }
+        atomic_fetch_and_explicit(hints, ~bit_of(w), memory_order_seq_cst);
+    }
+}
+
+/* Word w of level k was seen full. */
+static void hint_full(ap_slotmem_instance_t *s, unsigned int k, apr_size_t w)
+{
+    /* [1] above, pairs with [4] in hint_clear. */
+    atomic_fetch_or_explicit(&s->level[k + 1][w / WORD_BITS], bit_of(w),
+                             memory_order_seq_cst);
+    /* [2] above, pairs with [3] in table_release. */
+    if ((atomic_load_explicit(&s->level[k][w], memory_order_seq_cst)
+         | pad_of(s, k, w)) != WORD_FULL) {
+        hint_clear(s, k, w);
+    }
+}
+
+/* Follows the hints to the lowest leaf that may have a free bit.
+ * APR_EAGAIN: a hint was wrong and has been set right. */
+static apr_status_t table_walk(ap_slotmem_instance_t *s, apr_size_t *leaf)
+{
+    const unsigned int top = s->layout.levels - 1;
+    unsigned int k;
+    apr_size_t w = 0;
+
+    for (k = top; k > 0; k--) {
+        apr_uint64_t word = table_word(s, k, w);
+
+        if (word == WORD_FULL) {
+            if (k == top) {
+                return APR_NOTFOUND;
+            }
+            hint_full(s, k, w);
+            return APR_EAGAIN;
+        }
+        w = w * WORD_BITS + lowest_bit(~word);
+    }
+    *leaf = w;
+    return APR_SUCCESS;
+}
+
+/* The hints say that nothing is free: asks the leaves, and clears what hid a
+ * free slot after the death of whoever should have cleared it. */
+static int table_mend(ap_slotmem_instance_t *s, apr_size_t *leaf)
+{
+    apr_size_t w;
+    unsigned int k;
+
+    for (w = 0; w < s->layout.level_words[0]; w++) {
+        if (table_word(s, 0, w) != WORD_FULL) {
+            break;
+        }
+    }
+    if (w == s->layout.level_words[0]) {
+        return 0;
+    }
+    *leaf = w;
+    for (k = 1; k < s->layout.levels; k++, w /= WORD_BITS) {
+        atomic_fetch_and_explicit(&s->level[k][w / WORD_BITS], ~bit_of(w),
+                                  memory_order_seq_cst);
+    }
+    return 1;
+}
+
+/* Takes the lowest free bit of a leaf. */
+static int leaf_take(ap_slotmem_instance_t *s, apr_size_t w, unsigned int *id)
+{
+    apr_uint64_t pad = pad_of(s, 0, w);
+    apr_uint64_t seen = atomic_load_explicit(&s->level[0][w],
+                                             memory_order_relaxed);
+
+    while ((seen | pad) != WORD_FULL) {
+        unsigned int bit = lowest_bit(~(seen | pad));
+
+        /* Pairs with the fetch_and in table_release. */
+        if (atomic_compare_exchange_weak_explicit(&s->level[0][w], &seen,
+                                                  seen | bit_of(bit),
+                                                  memory_order_acquire,
+                                                  memory_order_relaxed)) {
+            *id = (unsigned int)(w * WORD_BITS + bit);
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/*
+ * The lowest free slot, now in use.  0 when none is free.
+ *
+ * Each turn fails only because a hint was missing (at most once a word) or
+ * because others took what it had found; the bound is for a hostile process
+ * that flips the words for ever.
+ */
+static int table_grab(ap_slotmem_instance_t *s, unsigned int *id)
+{
+    apr_size_t turns, leaf;
+
+    if (s->layout.levels == 0) {
+        return 0;
+    }
+    for (turns = 2 * s->layout.level_words[0] + TABLE_TURNS; turns; turns--) {
+        apr_status_t rv = table_walk(s, &leaf);
+
+        if (rv == APR_EAGAIN) {
+            continue;
+        }
+        if (rv == APR_NOTFOUND && !table_mend(s, &leaf)) {
+            return 0;
+        }
+        if (leaf_take(s, leaf, id)) {
+            return 1;
+        }
+        if (s->layout.levels == 1) {
+            return 0;
+        }
+        hint_full(s, 0, leaf);
+    }
+    return 0;
+}
+
+static int table_used(const ap_slotmem_instance_t *s, unsigned int id)
+{
+    return (atomic_load_explicit(&s->level[0][id / WORD_BITS],
+                                 memory_order_acquire) & bit_of(id)) != 0;
+}
+
+/* Pairs with the fetch_and in table_release. */
+static void table_fgrab(ap_slotmem_instance_t *s, unsigned int id)
+{
+    atomic_fetch_or_explicit(&s->level[0][id / WORD_BITS], bit_of(id),
+                             memory_order_acquire);
+}
+
+/* 0 when the slot was not in use. */
+static int table_release(ap_slotmem_instance_t *s, unsigned int id)
+{
+    apr_size_t leaf = id / WORD_BITS;
+
+    /* [3] above, pairs with [2] in hint_full; and, as a release, with the
+     * acquire of the next owner in leaf_take or table_fgrab. */
+    if (!(atomic_fetch_and_explicit(&s->level[0][leaf], ~bit_of(id),
+                                    memory_order_seq_cst) & bit_of(id))) {
+        return 0;
+    }
+    hint_clear(s, 0, leaf);
+    return 1;
+}
+
+/* Bits in a word, in plain arithmetic: the compiler's own for a processor
+ * that may lack the instruction looks bytes up in a table. */
+static unsigned int word_count(apr_uint64_t v)
+{
+    v -= (v >> 1) & APR_UINT64_C(0x5555555555555555);
+    v = (v & APR_UINT64_C(0x3333333333333333))
+        + ((v >> 2) & APR_UINT64_C(0x3333333333333333));
+    v = (v + (v >> 4)) & APR_UINT64_C(0x0f0f0f0f0f0f0f0f);
+    return (unsigned int)((v * APR_UINT64_C(0x0101010101010101)) >> 56);
+}
+
+static unsigned int table_count(const ap_slotmem_instance_t *s)
+{
+    unsigned int used = 0;
+    apr_size_t w;
+
+    for (w = 0; w < (s->layout.levels ? s->layout.level_words[0] : 0); w++) {
+        used += word_count(atomic_load_explicit(&s->level[0][w],
+                                                memory_order_relaxed)
+                           & ~pad_of(s, 0, w));
+    }
+    return used;
+}
+
+/* The first slot in use at or after `id`; item_num when there is none. */
+static unsigned int table_next_used(const ap_slotmem_instance_t *s,
+                                    unsigned int id)
+{
+    apr_size_t w = id / WORD_BITS;
+    apr_uint64_t mask = WORD_FULL << (id % WORD_BITS);
+
+    for (; w < s->layout.level_words[0]; w++, mask = WORD_FULL) {
+        apr_uint64_t used = atomic_load_explicit(&s->level[0][w],
+                                                 memory_order_acquire)
+                            & ~pad_of(s, 0, w) & mask;
+        if (used) {
+            return (unsigned int)(w * WORD_BITS + lowest_bit(used));
+        }
+    }
+    return s->layout.item_num;
+}
+
+/* Sets the hints to what the leaves say; nobody else may know the segment. */
+static void table_hint_all(ap_slotmem_instance_t *s)
+{
+    unsigned int k;
+    apr_size_t w;
+
+    for (k = 0; k + 1 < s->layout.levels; k++) {
+        for (w = 0; w < s->layout.level_words[k]; w++) {
+            if (table_word(s, k, w) == WORD_FULL) {
+                atomic_fetch_or_explicit(&s->level[k + 1][w / WORD_BITS],
+                                         bit_of(w), memory_order_relaxed);
+            }
+        }
+    }
+}
+
+/* ==================== processes and the global mutex ==================== */
+
+#define MUTEX_TYPE "slotmem-shm"
+#define MUTEX_WAIT apr_time_from_sec(1)
+
+/* What this process knows of itself.  Private, hence inherited by fork and
+ * set again in child_init. */
+static struct {
+    pid_t              pid;
+    unsigned int       birth;     /* 15 bits of when it began             */
+    int                is_child;  /* forked by the parent, not the parent */
+    apr_global_mutex_t *mutex;    /* NULL until post_config               */
+} self;
+
+#define BIRTH_BITS 15u
+#define BIRTH_MASK ((1u << BIRTH_BITS) - 1)
+
+enum process_state { PROCESS_GONE, PROCESS_ALIVE };
+
+/*
+ * When process `pid` began, folded to BIRTH_BITS, so that a number which the
+ * kernel has handed to somebody else is not taken for the one that died.
+ * BIRTH_UNKNOWN where it cannot be told; the pid alone then has to do.
+ */
+#define BIRTH_UNKNOWN 0u
+#define BIRTH_NONE    (BIRTH_MASK + 1) /* a zombie: dead, not yet reaped */
+
+static unsigned int process_birth(pid_t pid)
+{
+#ifdef __linux__
+    char path[64], text[512], *at;
+    unsigned int birth;
+    ssize_t len;
+    int fd, field;
+
+    apr_snprintf(path, sizeof(path), "/proc/%ld/stat", (long)pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        return BIRTH_UNKNOWN;
+    }
+    len = read(fd, text, sizeof(text) - 1);
+    close(fd);
+    if (len <= 0) {
+        return BIRTH_UNKNOWN;
+    }
+    text[len] = '\0';
+
+    /* "pid (name) state ...": the name may hold anything, so the fields are
+     * counted from its closing parenthesis; proc(5): 3 is the state, 22 the
+     * time of the start. */
+    at = strrchr(text, ')');
+    if (!at || at[1] != ' ') {
+        return BIRTH_UNKNOWN;
+    }
+    if (at[2] == 'Z' || at[2] == 'X') {
+        return BIRTH_NONE;
+    }
+    for (field = 2; field < 22 && at; field++) {
+        at = strchr(at + 1, ' ');
+    }
+    if (!at) {
+        return BIRTH_UNKNOWN;
+    }
+    birth = (unsigned int)apr_strtoi64(at, NULL, 10) & BIRTH_MASK;
+    return birth == BIRTH_UNKNOWN ? 1 : birth;
+#else
+    (void)pid;
+    return BIRTH_UNKNOWN;
+#endif
+}
+
+static void process_note_self(void)
+{
+    self.pid = getpid();
+    self.birth = process_birth(self.pid);
+}
+
+/* `pid` and `birth` may be any numbers: they come from shared memory. */
+static enum process_state process_state(pid_t pid, unsigned int birth)
+{
+    unsigned int now;
+
+    if (pid <= 0 || (kill(pid, 0) != 0 && errno == ESRCH)) {
+        return PROCESS_GONE;
+    }
+    now = process_birth(pid);
+    if (now == BIRTH_UNKNOWN || birth == BIRTH_UNKNOWN) {
+        return PROCESS_ALIVE;
+    }
+    return now == birth ? PROCESS_ALIVE : PROCESS_GONE;
+}
+
+/*
+ * The mutex between processes, for what is rare.  Bounded: some mechanisms
+ * (posixsem) stay locked for ever when their owner is killed, and a hostile
+ * child may simply keep it.
+ */
+static apr_status_t mutex_lock(void)
+{
+    apr_time_t end = apr_time_now() + MUTEX_WAIT;
+    apr_status_t rv;
+
+    if (!self.mutex) {
+        return APR_SUCCESS;
+    }
+    while ((rv = apr_global_mutex_trylock(self.mutex)) != APR_SUCCESS) {
+        if (!APR_STATUS_IS_EBUSY(rv)) {
+            return rv;
+        }
+        if (apr_time_now() > end) {
+            return APR_TIMEUP;
+        }
+        apr_sleep(1000);
+    }
+    return APR_SUCCESS;
+}
+
+static void mutex_unlock(void)
+{
+    if (self.mutex) {
+        apr_global_mutex_unlock(self.mutex);
+    }
+}
+
+/* ==================== slot locks ==================== */
+
+/*
+ * put against put and get: a sequence lock for each stripe of slots (slot i
+ * belongs to stripe i % STRIPES_MAX).  Its word:
+ *
+ *     not held:  63                                     2    1      0
+ *               | sequence: one more after every put     | torn |   0  |
+ *     held:      63        32 31         17 16          2    1      0
+ *               | owner's pid | its birth   | low bits of  | torn |   1  |
+ *               |             |             | the sequence |      |      |
+ *
+ *   W   A writer swaps "not held" for "held" with one compare-and-swap,
+ *       notes in `writing` which slots it is about to change, copies, clears
+ *       `writing`, and stores the old sequence plus one.
+ *   R   A reader notes the word, copies, and looks at the word again.  It
+ *       writes nothing, and starts over when the word was held or has moved.
+ *
+ * Orders.  A reader that saw one byte of a put must see that the word moved:
+ *
+ *       W: [1] word = held   [2] fence(release)   [3] write the bytes
+ *       R: [4] read bytes    [5] fence(acquire)   [6] read word
+ *
+ * If [4] reads what [3] wrote, the fences [2] and [5] synchronize, so [1]
+ * happens before [6]: R sees the held word or a later one, never the old.
+ * And a reader that starts from the word stored by a put must see all of
+ * its bytes: that store is a release ([7]) and the reader's first look an
+ * acquire ([8]).  Writers hand the slot to each other by [7] and the acquire
+ * of [1].  (Boehm 2012, "Can seqlocks get along with programming language
+ * memory models?", derives the same fences.)
+ *
+ * A writer dies while holding the word.  Whoever waits for it looks, after a
+ * while, whether the owner lives (its pid, and when that process began, for
+ * a pid may be somebody else's by now).  If it is gone, the waiter mends,
+ * one at a time under the global mutex:
+ *   - `writing` says which slots it may have left half written.  Cleared:
+ *     none, for the owner clears it after its last byte; and it was set
+ *     before the first, since it precedes [2].  The slots get their bit in
+ *     the torn words: half of one put and half of another is nothing to hand
+ *     out, so get answers APR_EINCOMPLETE until somebody puts the whole slot
+ *     again.
+ *   - the word becomes "not held" with a sequence nobody has seen (the high
+ *     bits are in the dead writer's registers; the clock takes their place),
+ *     by a compare-and-swap from the very word that was judged dead.
+ * Without the mutex a second mender, slow after its judgement, could set the
+ * torn bits of a slot that a new owner has put whole in the meantime.
+ *
+ * The owner lives and does not move on: APR_TIMEUP.  A reader that loses
+ * against a stream of writers takes the lock as a writer would, after
+ * READ_TRIES, so it gets its turn.
+ *
+ * Numbers: a reader is fooled by a word that comes back equal during one
+ * copy, which takes 2^62 puts.
+ */
+
+#define LOCK_HELD      APR_UINT64_C(1)
+#define LOCK_TORN      APR_UINT64_C(2)  /* some slot of the stripe has a torn bit */
+#define LOCK_STEP      APR_UINT64_C(4)  /* one put                         */
+#define LOCK_LOW_MASK  APR_UINT64_C(0x1fffc) /* low bits of the sequence   */
+#define LOCK_LOW_BITS  17u
+
+#define READ_TRIES     64u
+#define WAIT_SPINS     100u   /* on the processor, then                    */
+#define WAIT_YIELDS    100u   /* giving it up, then sleeping               */
+#define WAIT_NAP       200    /* microseconds                              */
+#define WAIT_SUSPECT   apr_time_from_msec(5)  /* before the owner is looked at */
+#define WAIT_STALLED   apr_time_from_sec(1)   /* the same word all the time */
+#define WAIT_MAX       apr_time_from_sec(10)  /* words that move, not for us */
+
+/*
+ * The copy between private and shared memory races with other processes by
+ * design; C11 has no word for that.  memcpy between the fences is what every
+ * compiler in use takes for what it looks like, and the only form that costs
+ * what memcpy costs.  ThreadSanitizer does not know fences, so for it (and
+ * as the model has it) the words go one by one, each with the order that the
+ * fence would give.
+ */
+#if defined(__SANITIZE_THREAD__)
+#define COPY_BY_WORD 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define COPY_BY_WORD 1
+#endif
+#endif
+
+#ifdef COPY_BY_WORD
+static void copy_in(char *shared, const void *from, apr_size_t len)
+{
+    const unsigned char *bytes = from;
+    apr_size_t i;
+
+    for (i = 0; i < len; i++) {
+        atomic_store_explicit((_Atomic unsigned char *)(void *)(shared + i),
+                              bytes[i], memory_order_release);
+    }
+}
+
+static void copy_out(void *to, const char *shared, apr_size_t len)
+{
+    unsigned char *bytes = to;
+    apr_size_t i;
+
+    for (i = 0; i < len; i++) {
+        bytes[i] = atomic_load_explicit(
+            (const _Atomic unsigned char *)(const void *)(shared + i),
+            memory_order_acquire);
+    }
+}
+#else
+static void copy_in(char *shared, const void *from, apr_size_t len)
+{
+    atomic_thread_fence(memory_order_release);  /* [2], pairs with [5] */
+    memcpy(shared, from, len);
+}
+
+static void copy_out(void *to, const char *shared, apr_size_t len)
+{
+    memcpy(to, shared, len);
+    atomic_thread_fence(memory_order_acquire);  /* [5], pairs with [2] */
+}
+#endif
+
+static void cpu_relax(void)
+{
+#if defined(__i386__) || defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+static int torn_get(const ap_slotmem_instance_t *s, unsigned int id)
+{
+    return (atomic_load_explicit(&s->torn[id / WORD_BITS],
+                                 memory_order_relaxed) & bit_of(id)) != 0;
+}
+
+static void torn_set(ap_slotmem_instance_t *s, unsigned int id)
+{
+    atomic_fetch_or_explicit(&s->torn[id / WORD_BITS], bit_of(id),
+                             memory_order_relaxed);
+}
+
+static void torn_clear(ap_slotmem_instance_t *s, unsigned int id)
+{
+    atomic_fetch_and_explicit(&s->torn[id / WORD_BITS], ~bit_of(id),
+                              memory_order_relaxed);
+}
+
+static apr_uint64_t lock_word_mine(apr_uint64_t seen)
+{
+    return ((apr_uint64_t)(apr_uint32_t)self.pid << 32)
+           | ((apr_uint64_t)self.birth << LOCK_LOW_BITS)
+           | (seen & (LOCK_LOW_MASK | LOCK_TORN)) | LOCK_HELD;
+}
+
+static enum process_state lock_owner_state(apr_uint64_t word)
+{
+    return process_state((pid_t)(word >> 32),
+                         (unsigned int)(word >> LOCK_LOW_BITS) & BIRTH_MASK);
+}
+
+/*
+ * The owner of `word` is gone: frees the lock in its place.  The range in
+ * `writing` is shared memory, hence bounded here and limited to the stripe.
+ */
+static void lock_mend(ap_slotmem_instance_t *s, unsigned int stripe,
+                      apr_uint64_t word)
+{
+    slot_lock_t *lock = &s->locks[stripe];
+    apr_uint64_t writing, freed;
+    apr_uint64_t id, end;
+    unsigned int torn = 0;
+
+    if (mutex_lock() != APR_SUCCESS) {
+        return;
+    }
+    if (atomic_load_explicit(&lock->word, memory_order_acquire) != word) {
+        mutex_unlock();
+        return;
+    }
+    writing = atomic_load_explicit(&lock->writing, memory_order_relaxed);
+    end = (writing & 0xffffffff) ? (writing >> 32) + (writing & 0xffffffff) : 0;
+    if (end > s->layout.item_num) {
+        end = s->layout.item_num;
+    }
+    id = writing >> 32;
+    id += (stripe + s->layout.stripes - id % s->layout.stripes)
+          % s->layout.stripes;
+    for (; id < end; id += s->layout.stripes) {
+        torn_set(s, (unsigned int)id);
+        torn++;
+    }
+    atomic_store_explicit(&lock->writing, 0, memory_order_relaxed);
+
+    freed = ((apr_uint64_t)apr_time_now() << LOCK_LOW_BITS)
+            | ((word + LOCK_STEP) & LOCK_LOW_MASK)
+            | (torn ? LOCK_TORN : word & LOCK_TORN);
+    /* Publishes the torn bits; pairs with [8] and with the acquire of [1]. */
+    atomic_compare_exchange_strong_explicit(&lock->word, &word, freed,
+                                            memory_order_release,
+                                            memory_order_relaxed);
+    mutex_unlock();
+
+    ap_log_error(APLOG_MARK, torn ? APLOG_WARNING : APLOG_DEBUG, 0,
+                 ap_server_conf,
+                 "slotmem_shm: process %" APR_PID_T_FMT " died while it wrote "
+                 "to %s; %u slot%s of it hold part of that write and cannot "
+                 "be read by get until written again as a whole",
+                 (pid_t)(word >> 32), s->name ? s->name : "an anonymous segment",
+                 torn, torn == 1 ? "" : "s");
+}
+
+/* How long somebody has been waiting, and for which word. */
+typedef struct {
+    unsigned int turns;
+    apr_time_t   began;   /* 0 until the first nap */
+    apr_time_t   since;   /* the word is the same since then */
+    apr_time_t   look;    /* when to see whether the owner lives */
+    apr_uint64_t word;
+} wait_t;
+
+/* Waits a little for a lock that was seen held as `word`, longer each time. */
+static apr_status_t lock_wait(ap_slotmem_instance_t *s, unsigned int stripe,
+                              apr_uint64_t word, wait_t *w)
+{
+    apr_time_t now;
+
+    if (w->turns++ < WAIT_SPINS) {
+        cpu_relax();
+        return APR_SUCCESS;
+    }
+    if (w->turns < WAIT_SPINS + WAIT_YIELDS) {
+        sched_yield();
+        return APR_SUCCESS;
+    }
+
+    now = apr_time_now();
+    if (!w->began) {
+        w->began = now;
+    }
+    if (!w->since || word != w->word) {
+        w->word = word;
+        w->since = now;
+        w->look = now + WAIT_SUSPECT;
+    }
+    if (now > w->look) {
+        w->look = now + WAIT_SUSPECT;
+        if (lock_owner_state(word) == PROCESS_GONE) {
+            lock_mend(s, stripe, word);
+        }
+    }
+    if (now - w->since > WAIT_STALLED || now - w->began > WAIT_MAX) {
+        return APR_TIMEUP;
+    }
+    apr_sleep(WAIT_NAP);
+    return APR_SUCCESS;
+}
+
+/* Takes a stripe.  `writing` notes the slots about to be written, 0 for none;
+ * *was is the word to go on from. */
+static apr_status_t slot_lock(ap_slotmem_instance_t *s, unsigned int stripe,
+                              apr_uint64_t writing, apr_uint64_t *was)
+{
+    slot_lock_t *lock = &s->locks[stripe];
+    apr_uint64_t seen = atomic_load_explicit(&lock->word, memory_order_relaxed);
+    wait_t w = {0};
+
+    for (;;) {
+        if (seen & LOCK_HELD) {
+            apr_status_t rv = lock_wait(s, stripe, seen, &w);
+            if (rv != APR_SUCCESS) {
+                return rv;
+            }
+            seen = atomic_load_explicit(&lock->word, memory_order_relaxed);
+        }
+        /* [1]; its acquire pairs with [7] in slot_unlock. */
+        else if (atomic_compare_exchange_weak_explicit(&lock->word, &seen,
+                                                       lock_word_mine(seen),
+                                                       memory_order_acquire,
+                                                       memory_order_relaxed)) {
+            *was = seen;
+            atomic_store_explicit(&lock->writing, writing,
+                                  memory_order_relaxed);
+            return APR_SUCCESS;
+        }
+    }
+}
+
+static void slot_unlock(ap_slotmem_instance_t *s, unsigned int stripe,
+                        apr_uint64_t was)
+{
+    slot_lock_t *lock = &s->locks[stripe];
+
+    /* Release: a mender that reads 0 here knows that the bytes are whole. */
+    atomic_store_explicit(&lock->writing, 0, memory_order_release);
+    /* [7], pairs with [8] in slot_read and with [1]. */
+    atomic_store_explicit(&lock->word, was + LOCK_STEP, memory_order_release);
+}
+
+static char *slot_at(const ap_slotmem_instance_t *s, unsigned int id)
+{
+    return s->slots + s->layout.item_size * id;
+}
+
+static unsigned int stripe_of(unsigned int id)
+{
+    return id % STRIPES_MAX;
+}
+
+static apr_uint64_t writing_word(unsigned int first, unsigned int count)
+{
+    return ((apr_uint64_t)first << 32) | count;
+}
+
+/* len bytes into slot id; len is at most item_size. */
+static apr_status_t slot_write(ap_slotmem_instance_t *s, unsigned int id,
+                               const void *from, apr_size_t len)
+{
+    unsigned int stripe = stripe_of(id);
+    apr_uint64_t was;
+    apr_status_t rv = slot_lock(s, stripe, writing_word(id, 1), &was);
+
+    if (rv != APR_SUCCESS) {
+        return rv;
+    }
+    copy_in(slot_at(s, id), from, len);
+    if ((was & LOCK_TORN) && len == s->layout.item_size) {
+        torn_clear(s, id);
+    }
+    slot_unlock(s, stripe, was);
+    return APR_SUCCESS;
+}
+
+/* One try: APR_EBUSY when a writer was there. */
+static apr_status_t slot_read_once(const ap_slotmem_instance_t *s,
+                                   unsigned int id, void *to, apr_size_t len,
+                                   apr_uint64_t *word)
+{
+    shared_word *lock = &s->locks[stripe_of(id)].word;
+
+    /* [8], pairs with [7] in slot_unlock. */
+    *word = atomic_load_explicit(lock, memory_order_acquire);
+    if (*word & LOCK_HELD) {
+        return APR_EBUSY;
+    }
+    if ((*word & LOCK_TORN) && torn_get(s, id)) {
+        return APR_EINCOMPLETE;
+    }
+    copy_out(to, slot_at(s, id), len);
+    /* [6], pairs with [1] in slot_lock. */
+    return atomic_load_explicit(lock, memory_order_relaxed) == *word
+           ? APR_SUCCESS : APR_EBUSY;
+}
+
+/* len bytes out of slot id; len is at most item_size. */
+static apr_status_t slot_read(ap_slotmem_instance_t *s, unsigned int id,
+                              void *to, apr_size_t len)
+{
+    unsigned int stripe = stripe_of(id), tries;
+    apr_uint64_t word;
+    wait_t w = {0};
+    apr_status_t rv;
+
+    for (tries = 0; tries < READ_TRIES; tries++) {
+        rv = slot_read_once(s, id, to, len, &word);
+        if (rv != APR_EBUSY) {
+            return rv;
+        }
+        if ((word & LOCK_HELD)
+            && (rv = lock_wait(s, stripe, word, &w)) != APR_SUCCESS) {
+            return rv;
+        }
+    }
+
+    /* Holds the writers off for the time of one copy. */
+    rv = slot_lock(s, stripe, 0, &word);
+    if (rv != APR_SUCCESS) {
+        return rv;
+    }
+    if ((word & LOCK_TORN) && torn_get(s, id)) {
+        rv = APR_EINCOMPLETE;
+    }
+    else {
+        copy_out(to, slot_at(s, id), len);
+    }
+    slot_unlock(s, stripe, word);
+    return rv;
+}
+
+/*
+ * One slot for the stored file: whole if that can be had within a few tries,
+ * else as it stands.  Never waits, for the parent must not, and takes no
+ * lock, for the parent may be killed too.  *patience counts the tries that
+ * one file may cost: a hostile child that holds every lock delays nothing.
+ */
+static void slot_snapshot(const ap_slotmem_instance_t *s, unsigned int id,
+                          void *to, unsigned int *patience)
+{
+    apr_uint64_t word;
+
+    while (slot_read_once(s, id, to, s->layout.item_size, &word)
+           != APR_SUCCESS) {
+        if ((word & LOCK_TORN) || !*patience) {
+            copy_out(to, slot_at(s, id), s->layout.item_size);
+            return;
+        }
+        --*patience;
+        cpu_relax();
+    }
+}
+
+/*
+ * A put or get that runs over several slots (mod_proxy_cluster reads all of
+ * them at once) holds every stripe it touches, in ascending order, so two of
+ * them cannot wait for each other.  Rare, and short of nothing: it may lock
+ * where a single get does not.
+ */
+typedef struct {
+    unsigned int first;
+    unsigned int count;                /* slots, at least 1 */
+    apr_uint64_t was[STRIPES_MAX];     /* by stripe */
+} span_t;
+
+static int span_has(const ap_slotmem_instance_t *s, const span_t *span,
+                    unsigned int stripe)
+{
+    unsigned int n = s->layout.stripes;
+
+    return span->count >= n
+           || (stripe + n - span->first % n) % n < span->count;
+}
+
+/* Frees the stripes of the span below `end`. */
+static void span_unlock(ap_slotmem_instance_t *s, const span_t *span,
+                        unsigned int end)
+{
+    unsigned int stripe;
+
+    for (stripe = 0; stripe < end; stripe++) {
+        if (span_has(s, span, stripe)) {
+            slot_unlock(s, stripe, span->was[stripe]);
+        }
+    }
+}
+
+static apr_status_t span_lock(ap_slotmem_instance_t *s, span_t *span,
+                              apr_uint64_t writing)
+{
+    unsigned int stripe;
+    apr_status_t rv;
+
+    for (stripe = 0; stripe < s->layout.stripes; stripe++) {
+        if (span_has(s, span, stripe)) {
+            rv = slot_lock(s, stripe, writing, &span->was[stripe]);
+            if (rv != APR_SUCCESS) {
+                span_unlock(s, span, stripe);
+                return rv;
+            }
+        }
+    }
+    return APR_SUCCESS;
+}
+
+static void span_init(const ap_slotmem_instance_t *s, span_t *span,
+                      unsigned int id, apr_size_t len)
+{
+    span->first = id;
+    span->count = (unsigned int)((len - 1) / s->layout.item_size + 1);
+}
+
+static apr_status_t span_write(ap_slotmem_instance_t *s, unsigned int id,
+                               const void *from, apr_size_t len)
+{
+    span_t span;
+    apr_status_t rv;
+    unsigned int i;
+
+    span_init(s, &span, id, len);
+    rv = span_lock(s, &span, writing_word(span.first, span.count));
+    if (rv != APR_SUCCESS) {
+        return rv;
+    }
+    copy_in(slot_at(s, id), from, len);
+    for (i = 0; i < len / s->layout.item_size; i++) {
+        if (span.was[stripe_of(id + i)] & LOCK_TORN) {
+            torn_clear(s, id + i);
+        }
+    }
+    span_unlock(s, &span, s->layout.stripes);
+    return APR_SUCCESS;
+}
+
+static apr_status_t span_read(ap_slotmem_instance_t *s, unsigned int id,
+                              void *to, apr_size_t len)
+{
+    span_t span;
+    apr_status_t rv;
+    unsigned int i;
+
+    span_init(s, &span, id, len);
+    rv = span_lock(s, &span, 0);
+    if (rv != APR_SUCCESS) {
+        return rv;
+    }
+    for (i = 0; i < span.count && rv == APR_SUCCESS; i++) {
+        if ((span.was[stripe_of(id + i)] & LOCK_TORN) && torn_get(s, id + i)) {
+            rv = APR_EINCOMPLETE;
+        }
+    }
+    if (rv == APR_SUCCESS) {
+        copy_out(to, slot_at(s, id), len);
+    }
+    span_unlock(s, &span, s->layout.stripes);
+    return rv;
+}
+
+/* ==================== segments ==================== */
+
+/*
+ * Memory that is promised is not memory that is there.  Up to APR 1.7.6 at
+ * least, apr_shm_create() and apr_shm_attach() use what mmap() gave without
+ * looking whether it gave anything, and write the first page of an object
+ * whose file system may have no page left: SIGSEGV and SIGBUS, in the root
+ * parent.  So APR's calls, and whatever first touches a page, run under a
+ * guard that turns both signals into an error.  Only the thread that asked
+ * is caught; a fault of any other goes where it would have gone.
+ */
+static _Thread_local sigjmp_buf *guard_env;
+static struct sigaction guard_old_bus, guard_old_segv;
+
+static void guard_handler(int signum)
+{
+    if (guard_env) {
+        siglongjmp(*guard_env, 1);
+    }
+    /* Not ours: with the former handler back, the instruction faults again. */
+    sigaction(SIGBUS, &guard_old_bus, NULL);
+    sigaction(SIGSEGV, &guard_old_segv, NULL);
+    (void)signum;
+}
+
+/* Runs fn(ctx); APR_ENOMEM if it touched memory that is not there.  Called
+ * with the registry lock held, so one at a time in a process. */
+static apr_status_t guarded(apr_status_t (*fn)(void *ctx), void *ctx)
+{
+    struct sigaction action;
+    sigjmp_buf env;
+    apr_status_t rv;
+
+    memset(&action, 0, sizeof(action));
+    action.sa_handler = guard_handler;
+    sigemptyset(&action.sa_mask);
+
+    if (sigsetjmp(env, 1) == 0) {
+        guard_env = &env;
+        sigaction(SIGBUS, &action, &guard_old_bus);
+        sigaction(SIGSEGV, &action, &guard_old_segv);
+        rv = fn(ctx);
+    }
+    else {
+        rv = APR_ENOMEM;
+    }
+    guard_env = NULL;
+    sigaction(SIGBUS, &guard_old_bus, NULL);
+    sigaction(SIGSEGV, &guard_old_segv, NULL);
+    return rv;
+}
+
+/*
+ * Makes sure that every page of the memory is there, now.  The kernel does
+ * it in one call since Linux 5.14 and answers an error where a touch would
+ * be a SIGBUS; elsewhere each page is touched, under the guard.
+ */
+static apr_status_t memory_back(void *base, apr_size_t len)
+{
+    const apr_size_t page = (apr_size_t)sysconf(_SC_PAGESIZE);
+    char *start = (char *)((apr_uintptr_t)base & ~(apr_uintptr_t)(page - 1));
+    char *end = (char *)base + len;
+    char *at;
+
+#ifdef MADV_POPULATE_WRITE
+    if (madvise(start, (apr_size_t)(end - start), MADV_POPULATE_WRITE) == 0) {
+        return APR_SUCCESS;
+    }
+    if (errno != EINVAL) {
+        return errno == EFAULT || errno == EHWPOISON ? APR_ENOMEM : errno;
+    }
+#endif
+    for (at = start; at < end; at += page) {
+        volatile char *byte = at < (char *)base ? base : at;
+        *byte = *byte;
+    }
+    return APR_SUCCESS;
+}
+
+/* What guarded() is to do, and what came of it. */
+typedef struct {
+    apr_shm_t  *shm;
+    apr_size_t  size;  /* bytes, all of them backed; to attach, 0: find out */
+    const char *key;
+    apr_pool_t *pool;
+} memory_t;
+
+static apr_status_t memory_create_unguarded(void *ctx)
+{
+    memory_t *m = ctx;
+    apr_status_t rv = apr_shm_create(&m->shm, m->size, m->key, m->pool);
+
+    if (rv == APR_SUCCESS) {
+        rv = memory_back(apr_shm_baseaddr_get(m->shm), m->size);
+    }
+    return rv;
+}
+
+static apr_status_t memory_attach_unguarded(void *ctx)
+{
+    memory_t *m = ctx;
+    apr_status_t rv = apr_shm_attach(&m->shm, m->key, m->pool);
+    char *base;
+
+    if (rv != APR_SUCCESS) {
+        return rv;
+    }
+    /* The size APR knows was read from the object, by a name that anyone may
+     * have used: what counts is whether the pages are there.  An address in
+     * the last page is what APR makes of a mapping that failed. */
+    base = apr_shm_baseaddr_get(m->shm);
+    if (apr_shm_size_get(m->shm) < m->size || (apr_uintptr_t)base < 4096) {
+        return APR_EINVAL;
+    }
+    m->size = apr_shm_size_get(m->shm);
+    return memory_back(base, m->size);
+}
+
+/*
+ * Shared memory of m->size bytes under m->key, or anonymous.  Older APR makes
+ * POSIX objects readable by all, and secrets of AJP members lie in them, so
+ * the mask keeps them 0600 from the first instant.  (The mask is the whole
+ * process's: another thread that creates a file just now gets a more private
+ * one.)  On error nothing stays.
+ */
+static apr_status_t memory_create(memory_t *m)
+{
+    mode_t mask = umask(0177);
+    apr_status_t rv;
+
+    m->shm = NULL;
+    rv = guarded(memory_create_unguarded, m);
+    umask(mask);
+    if (rv == APR_SUCCESS) {
+        return rv;
+    }
+    if (m->shm) {
+        apr_shm_destroy(m->shm);
+        m->shm = NULL;
+    }
+    else if (m->key && rv == APR_ENOMEM) {
+        /* APR made the object and fell over its first page. */
+        apr_shm_remove(m->key, m->pool);
+    }
+    return rv;
+}
+
+static apr_status_t memory_attach(memory_t *m)
+{
+    apr_status_t rv;
+
+    m->shm = NULL;
+    rv = guarded(memory_attach_unguarded, m);
+    if (rv != APR_SUCCESS && m->shm
+        && (apr_uintptr_t)apr_shm_baseaddr_get(m->shm) >= 4096) {
+        apr_shm_detach(m->shm);
+    }
+    return rv;
+}
+
+static int memory_exceeds_machine(apr_size_t size)
+{
+    long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+
+    return pages > 0 && page > 0
+           && size / (apr_size_t)page > (apr_size_t)pages;
+}
+
+/* A fresh segment's header; the magic, by segment_publish, makes it count. */
+static void segment_format(ap_slotmem_instance_t *s, const unsigned char *run)
+{
+    struct slotmem_shm_header *h = s->header;
+
+    memset(h, 0, sizeof(*h));
+    h->version = SLOTMEM_SHM_VERSION;
+    h->type = s->type;
+    h->item_size = s->layout.item_size;
+    h->item_num = s->layout.item_num;
+    h->slots_offset = s->layout.slots_off;
+    h->total_size = s->layout.total;
+    h->generation = mpm_generation();
+    h->pid = (apr_uint64_t)self.pid;
+    memcpy(h->run, run, sizeof(h->run));
+}
+
+/* Release: who finds the magic, after a kill or in another child, finds all
+ * that was restored before it.  Pairs with the acquire in header_check. */
+static void segment_publish(ap_slotmem_instance_t *s)
+{
+    atomic_store_explicit((shared_word *)(void *)&s->header->magic,
+                          SLOTMEM_SHM_MAGIC, memory_order_release);
+}
+
+/*
+ * Is this the header of a segment of the run that it should be?  Nothing of
+ * it is believed further than that: `size` is what is really mapped from the
+ * header on.  Fills in `l` from a private copy of the geometry.
+ */
+static apr_status_t header_check(struct slotmem_shm_header *h, apr_size_t size,
+                                 const unsigned char *run, layout_t *l,
+                                 ap_slotmem_type_t *type)
+{
+    struct slotmem_shm_header copy;
+
+    if (size < sizeof(copy)
+        || atomic_load_explicit((shared_word *)(void *)&h->magic,
+                                memory_order_acquire) != SLOTMEM_SHM_MAGIC) {
+        return APR_EINVAL;
+    }
+    memcpy(&copy, h, sizeof(copy));
+    if (copy.version != SLOTMEM_SHM_VERSION
+        || memcmp(copy.run, run, sizeof(copy.run)) != 0
+        || copy.item_num > APR_UINT32_MAX
+        || copy.item_size > ~(apr_size_t)0
+        || layout_make(l, (apr_size_t)copy.item_size,
+                       (unsigned int)copy.item_num) != APR_SUCCESS
+        || l->slots_off != copy.slots_offset
+        || l->total != copy.total_size
+        || l->total > size) {
+        return APR_EINVAL;
+    }
+    *type = copy.type;
+    return APR_SUCCESS;
+}
+
+/* ==================== registry ==================== */
+
+/*
+ * The segments of this process, by the name the caller gave.  The parent
+ * fills it in post_config and its children inherit it, so a segment made
+ * before they were forked is there in each of them.  It lives in a pool of
+ * its own, with its own allocator, touched only under the lock, and without
+ * a parent: it is destroyed by a cleanup registered in pre_config, hence after
+ * those of every consumer that may still look at its slots.
+ */
+static struct {
+    apr_pool_t            *pool;   /* NULL: configuration has not begun     */
+    apr_hash_t            *by_name;
+    ap_slotmem_instance_t *first, *last;
+#if APR_HAS_THREADS
+    apr_thread_mutex_t    *lock;
+#endif
+    int                    isolated; /* another httpd owns the directory    */
+} registry;
+
+/* What outlives a restart, which unloads this module and loads it again. */
+typedef struct {
+    apr_file_t   *marker;            /* open and locked: the run is on       */
+    char          marker_path[APR_PATH_MAX];
+    pid_t         pid;               /* that locked it                       */
+    unsigned char run[SLOTMEM_SHM_RUN_LEN];
+    apr_time_t    checkpoint_due;
+} retained_t;
+
+#define RETAINED_KEY "mod_slotmem_shm"
+
+static retained_t *retained;
+
+static void registry_lock(void)
+{
+#if APR_HAS_THREADS
+    apr_thread_mutex_lock(registry.lock);
+#endif
+}
+
+static void registry_unlock(void)
+{
+#if APR_HAS_THREADS
+    apr_thread_mutex_unlock(registry.lock);
+#endif
+}
+
+static apr_status_t registry_lock_make(void)
+{
+#if APR_HAS_THREADS
+    return apr_thread_mutex_create(&registry.lock, APR_THREAD_MUTEX_DEFAULT,
+                                   registry.pool);
+#else
+    return APR_SUCCESS;
+#endif
+}
+
+static apr_status_t registry_open(void)
+{
+    apr_allocator_t *allocator;
+    apr_status_t rv;
+
+    memset(&registry, 0, sizeof(registry));
+    rv = apr_allocator_create(&allocator);
+    if (rv != APR_SUCCESS) {
+        return rv;
+    }
+    rv = apr_pool_create_unmanaged_ex(&registry.pool, NULL, allocator);
+    if (rv != APR_SUCCESS) {
+        apr_allocator_destroy(allocator);
+        return rv;
+    }
+    apr_allocator_owner_set(allocator, registry.pool);
+    apr_pool_tag(registry.pool, "slotmem_shm");
+    registry.by_name = apr_hash_make(registry.pool);
+    return registry_lock_make();
+}
+
+static ap_slotmem_instance_t *registry_find(const char *name)
+{
+    return apr_hash_get(registry.by_name, name, APR_HASH_KEY_STRING);
+}
+
+static void registry_add(ap_slotmem_instance_t *s)
+{
+    if (s->name) {
+        apr_hash_set(registry.by_name, s->name, APR_HASH_KEY_STRING, s);
+    }
+    if (registry.last) {
+        registry.last->next = s;
+    }
+    else {
+        registry.first = s;
+    }
+    registry.last = s;
+}
+
+/* ==================== store ==================== */
+
+/*
+ * A stored image is made by one function, image_emit, into one of three
+ * sinks: to write it (hashing the very bytes that go to the file: hashing
+ * live memory and then writing live memory is how a store under load ends in
+ * a file that nobody believes), to compare it with a file, or to hash it.
+ */
+#define SINK_SIZE 65536u
+
+enum sink_mode { SINK_WRITE, SINK_COMPARE, SINK_HASH };
+
+typedef struct {
+    enum sink_mode  mode;
+    apr_file_t     *file;
+    apr_md5_ctx_t   md5;
+    apr_size_t      fill;
+    unsigned char  *buffer;    /* SINK_SIZE */
+    unsigned char  *other;     /* SINK_SIZE: what the file has */
+} sink_t;
+
+/* Room for `n` slots of the table as read at one moment. */
+typedef struct {
+    apr_uint64_t *words;
+    apr_size_t    count;
+    unsigned int  used;
+} used_t;
+
+static apr_status_t sink_flush(sink_t *k)
+{
+    apr_status_t rv = APR_SUCCESS;
+
+    if (k->mode == SINK_COMPARE) {
+        rv = apr_file_read_full(k->file, k->other, k->fill, NULL);
+        if (rv == APR_SUCCESS && memcmp(k->buffer, k->other, k->fill) != 0) {
+            rv = APR_EMISMATCH;
+        }
+    }
+    else {
+        apr_md5_update(&k->md5, k->buffer, k->fill);
+        if (k->mode == SINK_WRITE) {
+            rv = apr_file_write_full(k->file, k->buffer, k->fill, NULL);
+        }
+    }
+    k->fill = 0;
+    return rv;
+}
+
+/* Space for `len` bytes, at most SINK_SIZE, that the caller fills in. */
+static apr_status_t sink_room(sink_t *k, apr_size_t len, unsigned char **at)
+{
+    if (k->fill + len > SINK_SIZE) {
+        apr_status_t rv = sink_flush(k);
+        if (rv != APR_SUCCESS) {
+            return rv;
+        }
+    }
+    *at = k->buffer + k->fill;
+    k->fill += len;
+    return APR_SUCCESS;
+}
+
+/* The in-use table as it is now; as the file has it, so empty if the type
+ * says that it is to be cleared.  The children's own table stays as it is. */
+static apr_status_t used_read(const ap_slotmem_instance_t *s, used_t *u)
+{
+    apr_size_t w;
+
+    u->count = s->layout.levels ? s->layout.level_words[0] : 0;
+    u->used = 0;
+    u->words = calloc(u->count + 1, sizeof(*u->words));
+    if (!u->words) {
+        return APR_ENOMEM;
+    }
+    if (s->type & AP_SLOTMEM_TYPE_CLEARINUSE) {
+        return APR_SUCCESS;
+    }
+    for (w = 0; w < u->count; w++) {
+        u->words[w] = atomic_load_explicit(&s->level[0][w],
+                                           memory_order_acquire)
+                      & ~pad_of(s, 0, w);
+        u->used += word_count(u->words[w]);
+    }
+    return APR_SUCCESS;
+}
+
+static apr_status_t emit_slots(const ap_slotmem_instance_t *s, sink_t *k)
+{
+    const layout_t *l = &s->layout;
+    unsigned int id, patience = 10000;
+    unsigned char *at;
+    apr_status_t rv;
+    apr_size_t off;
+
+    if (l->item_size <= SINK_SIZE && !(s->type & AP_SLOTMEM_TYPE_NOTMPSAFE)) {
+        for (id = 0; id < l->item_num; id++) {
+            rv = sink_room(k, l->item_size, &at);
+            if (rv != APR_SUCCESS) {
+                return rv;
+            }
+            slot_snapshot(s, id, at, &patience);
+        }
+        return APR_SUCCESS;
+    }
+    for (off = 0; off < l->slots_len; off += SINK_SIZE) {
+        apr_size_t len = l->slots_len - off < SINK_SIZE
+                         ? l->slots_len - off : SINK_SIZE;
+
+        rv = sink_room(k, len, &at);
+        if (rv != APR_SUCCESS) {
+            return rv;
+        }
+        copy_out(at, s->slots + off, len);
+    }
+    return APR_SUCCESS;
+}
+
+/* Everything up to the digest. */
+static apr_status_t image_emit(const ap_slotmem_instance_t *s,
+                               const used_t *u, sink_t *k)
+{
+    unsigned int free_slots = s->layout.item_num - u->used, id;
+    unsigned char *at;
+    apr_status_t rv;
+
+    k->fill = 0;
+    apr_md5_init(&k->md5);
+    rv = sink_room(k, SLOTMEM_SHM_FILE_COUNT_SIZE, &at);
+    if (rv == APR_SUCCESS) {
+        memset(at, 0, SLOTMEM_SHM_FILE_COUNT_SIZE);
+        memcpy(at, &free_slots, sizeof(free_slots));
+        rv = emit_slots(s, k);
+    }
+    for (id = 0; id < s->layout.item_num && rv == APR_SUCCESS; id++) {
+        rv = sink_room(k, 1, &at);
+        if (rv == APR_SUCCESS) {
+            *at = (u->words[id / WORD_BITS] & bit_of(id)) != 0;
+        }
+    }
+    return rv == APR_SUCCESS ? sink_flush(k) : rv;
+}
+
+static void desc_make(unsigned char *to, apr_size_t item_size,
+                      unsigned int item_num, ap_slotmem_type_t type)
+{
+    struct slotmem_shm_file_desc desc;
+
+    memset(to, 0, SLOTMEM_SHM_FILE_DESC_SIZE);
+    memset(&desc, 0, sizeof(desc));
+    desc.item_size = item_size;
+    desc.item_num = item_num;
+    desc.type = type;
+    memcpy(to, &desc, sizeof(desc));
+}
+
+_Static_assert(sizeof(struct slotmem_shm_file_desc)
+               <= SLOTMEM_SHM_FILE_DESC_SIZE, "the descriptor fits its place");
+_Static_assert(sizeof(unsigned int) <= SLOTMEM_SHM_FILE_COUNT_SIZE,
+               "the count fits its place");
+
+static apr_status_t image_write(ap_slotmem_instance_t *s, const used_t *u,
+                                sink_t *k, apr_file_t *file)
+{
+    unsigned char tail[SLOTMEM_SHM_FILE_DIGEST_SIZE + SLOTMEM_SHM_FILE_DESC_SIZE];
+    apr_status_t rv;
+
+    k->mode = SINK_WRITE;
+    k->file = file;
+    rv = image_emit(s, u, k);
+    if (rv != APR_SUCCESS) {
+        return rv;
+    }
+    apr_md5_final(s->digest, &k->md5);
+    s->has_digest = 1;
+    memcpy(tail, s->digest, SLOTMEM_SHM_FILE_DIGEST_SIZE);
+    desc_make(tail + SLOTMEM_SHM_FILE_DIGEST_SIZE, s->layout.item_size,
+              s->layout.item_num, s->type);
+    return apr_file_write_full(file, tail, sizeof(tail), NULL);
+}
+
+/* Permissions of group and others: a file that has any was not made here. */
+#define PERMS_TOO_WIDE (APR_FPROT_GREAD | APR_FPROT_GWRITE | APR_FPROT_GEXECUTE \
+                        | APR_FPROT_WREAD | APR_FPROT_WWRITE \
+                        | APR_FPROT_WEXECUTE)
+
+/* Does the file hold just what memory holds, under a digest that is right? */
+static int image_is_stored(ap_slotmem_instance_t *s, const used_t *u,
+                           sink_t *k, apr_pool_t *p)
+{
+    unsigned char tail[SLOTMEM_SHM_FILE_DIGEST_SIZE + SLOTMEM_SHM_FILE_DESC_SIZE];
+    unsigned char desc[SLOTMEM_SHM_FILE_DESC_SIZE];
+    apr_finfo_t info;
+    int same;
+
+    if (apr_stat(&info, s->store, APR_FINFO_TYPE | APR_FINFO_SIZE
+                                  | APR_FINFO_PROT | APR_FINFO_LINK, p)
+        != APR_SUCCESS
+        || info.filetype != APR_REG
+        || (info.protection & PERMS_TOO_WIDE)
+        || (apr_uint64_t)info.size
+           != slotmem_shm_file_size(s->layout.item_size, s->layout.item_num)
+        || apr_file_open(&k->file, s->store, APR_FOPEN_READ, APR_OS_DEFAULT, p)
+           != APR_SUCCESS) {
+        return 0;
+    }
+    k->mode = SINK_COMPARE;
+    same = image_emit(s, u, k) == APR_SUCCESS
+           && apr_file_read_full(k->file, tail, sizeof(tail), NULL)
+              == APR_SUCCESS;
+    apr_file_close(k->file);
+    desc_make(desc, s->layout.item_size, s->layout.item_num, s->type);
+    if (!same || memcmp(tail + SLOTMEM_SHM_FILE_DIGEST_SIZE, desc,
+                        sizeof(desc)) != 0) {
+        return 0;
+    }
+    if (s->has_digest && memcmp(tail, s->digest, sizeof(s->digest)) == 0) {
+        return 1;
+    }
+    /* The content is there; is the digest, which this process never saw? */
+    k->mode = SINK_HASH;
+    if (image_emit(s, u, k) != APR_SUCCESS) {
+        return 0;
+    }
+    apr_md5_final(s->digest, &k->md5);
+    s->has_digest = 1;
+    return memcmp(tail, s->digest, sizeof(s->digest)) == 0;
+}
+
+/*
+ * Files written and not yet renamed.  A rename must not reach the disk before
+ * the bytes, so each file is flushed first; flushing them in a row after all
+ * have been written lets the file system do most of it in one go.
+ */
+#define STORE_BATCH 64
+
+typedef struct {
+    ap_slotmem_instance_t *s;
+    apr_file_t            *file;
+    const char            *path;   /* of the new file */
+} stored_t;
+
+typedef struct {
+    const char   *suffix;  /* of the new file: one a role, see checkpoint */
+    apr_pool_t   *pool;    /* cleared with each batch */
+    sink_t        sink;
+    stored_t      batch[STORE_BATCH];
+    int           filled;
+    char          dir[APR_PATH_MAX];  /* to be flushed */
+    int           written, unchanged, failed;
+    apr_uint64_t  bytes;
+} store_t;
+
+static void store_log_failure(store_t *st, apr_status_t rv,
+                              const ap_slotmem_instance_t *s, const char *what,
+                              const char *path)
+{
+    st->failed++;
+    ap_log_error(APLOG_MARK, APLOG_ERR, rv, ap_server_conf, APLOGNO(02334)
+                 "slotmem_shm: cannot store %s: %s %s failed; %s keeps what it "
+                 "held before. Check that the directory exists, that the "
+                 "parent process may write to it, and that its disk has room",
+                 s->name, what, path, s->store);
+}
+
+/* A renamed file is safe once its directory has been flushed too.  Not every
+ * file system can, and then there is nothing better to be had. */
+static void dir_flush(const char *dir, apr_pool_t *p)
+{
+    apr_file_t *file;
+
+    if (apr_file_open(&file, dir, APR_FOPEN_READ, APR_OS_DEFAULT, p)
+        == APR_SUCCESS) {
+        apr_file_sync(file);
+        apr_file_close(file);
+    }
+}
+
+static void store_renamed(store_t *st, const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    char dir[APR_PATH_MAX];
+
+    apr_cpystrn(dir, path, slash && slash > path
+                           && (apr_size_t)(slash - path) < sizeof(dir)
+                           ? (apr_size_t)(slash - path) + 1 : 2);
+    if (st->dir[0] && strcmp(st->dir, dir) != 0) {
+        dir_flush(st->dir, st->pool);
+    }
+    apr_cpystrn(st->dir, dir, sizeof(st->dir));
+}
+
+static void store_commit_one(store_t *st, stored_t *done)
+{
+    const char *what = "flushing";
+    apr_status_t rv = apr_file_sync(done->file);
+    apr_status_t closed = apr_file_close(done->file);
+
+    if (rv == APR_SUCCESS) {
+        what = "closing";
+        rv = closed;
+    }
+    if (rv == APR_SUCCESS) {
+        what = "renaming";
+        rv = apr_file_rename(done->path, done->s->store, st->pool);
+    }
+    if (rv != APR_SUCCESS) {
+        done->s->has_digest = 0;
+        store_log_failure(st, rv, done->s, what, done->path);
+        apr_file_remove(done->path, st->pool);
+        return;
+    }
+    store_renamed(st, done->s->store);
+    st->written++;
+    done->s->header->stored = (apr_uint64_t)apr_time_now();
+}
+
+static void store_commit(store_t *st)
+{
+    int i;
+
+    for (i = 0; i < st->filled; i++) {
+        store_commit_one(st, &st->batch[i]);
+    }
+    st->filled = 0;
+    apr_pool_clear(st->pool);
+}
+
+/* A new file of our own: a link or a leftover of that name is removed, never
+ * followed or written to. */
+static apr_status_t store_open(apr_file_t **file, const char *path,
+                               apr_pool_t *p)
+{
+    const apr_int32_t flags = APR_FOPEN_WRITE | APR_FOPEN_CREATE
+                              | APR_FOPEN_EXCL;
+    const apr_fileperms_t mode = APR_FPROT_UREAD | APR_FPROT_UWRITE;
+    apr_status_t rv = apr_file_open(file, path, flags, mode, p);
+
+    if (APR_STATUS_IS_EEXIST(rv)) {
+        apr_file_remove(path, p);
+        rv = apr_file_open(file, path, flags, mode, p);
+    }
+    return rv;
+}
+
+/* Writes the new file of a segment, for store_commit to put in its place. */
+static void persist_store(store_t *st, ap_slotmem_instance_t *s)
+{
+    stored_t *next = &st->batch[st->filled];
+    used_t used = {0};
+    apr_status_t rv = used_read(s, &used);
+
+    next->s = s;
+    next->path = name_beside(st->pool, s->store, st->suffix);
+    if (rv != APR_SUCCESS) {
+        store_log_failure(st, rv, s, "getting memory for", next->path);
+        return;
+    }
+    if (image_is_stored(s, &used, &st->sink, st->pool)) {
+        st->unchanged++;
+        s->header->stored = (apr_uint64_t)apr_time_now();
+        free(used.words);
+        return;
+    }
+
+    ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf, APLOGNO(02334)
+                 "storing %s", s->store);
+    rv = store_open(&next->file, next->path, st->pool);
+    if (rv != APR_SUCCESS) {
+        store_log_failure(st, rv, s, "creating", next->path);
+    }
+    else if ((rv = image_write(s, &used, &st->sink, next->file))
+             != APR_SUCCESS) {
+        s->has_digest = 0;
+        store_log_failure(st, rv, s, "writing", next->path);
+        apr_file_close(next->file);
+        apr_file_remove(next->path, st->pool);
+    }
+    else {
+        st->bytes += slotmem_shm_file_size(s->layout.item_size,
+                                           s->layout.item_num);
+        if (++st->filled == STORE_BATCH) {
+            store_commit(st);
+        }
+    }
+    free(used.words);
+}
+
+/* A pool without parent, for a forked child must not touch those it got. */
+static apr_status_t store_begin(store_t *st, const char *suffix)
+{
+    apr_status_t rv;
+
+    memset(st, 0, sizeof(*st));
+    st->suffix = suffix;
+    st->sink.buffer = malloc(2 * SINK_SIZE);
+    if (!st->sink.buffer) {
+        return APR_ENOMEM;
+    }
+    st->sink.other = st->sink.buffer + SINK_SIZE;
+    rv = apr_pool_create_unmanaged_ex(&st->pool, NULL, NULL);
+    if (rv != APR_SUCCESS) {
+        free(st->sink.buffer);
+    }
+    return rv;
+}
+
+static void store_end(store_t *st)
+{
+    store_commit(st);
+    if (st->dir[0]) {
+        dir_flush(st->dir, st->pool);
+    }
+    apr_pool_destroy(st->pool);
+    free(st->sink.buffer);
+}
+
+#define STORE_SUFFIX_STOP       ".new"
+#define STORE_SUFFIX_CHECKPOINT ".checkpoint"
+
+/* Stores every segment that is to be. */
+static apr_status_t persist_store_all(store_t *st, const char *suffix)
+{
+    ap_slotmem_instance_t *s;
+    apr_status_t rv = store_begin(st, suffix);
+
+    if (rv != APR_SUCCESS) {
+        ap_log_error(APLOG_MARK, APLOG_ERR, rv, ap_server_conf, APLOGNO(02334)
+                     "slotmem_shm: no memory to store segments with; the "
+                     "stored files keep what they held before");
+        return rv;
+    }
+    for (s = registry.first; s; s = s->next) {
+        if (s->store) {
+            persist_store(st, s);
+        }
+    }
+    store_end(st);
+    ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
+                 "slotmem_shm: stored %d segments, %d unchanged, %d failed",
+                 st->written, st->unchanged, st->failed);
+    return st->failed ? APR_EGENERAL : APR_SUCCESS;
+}
+
+/* ==================== restore ==================== */
+
+enum restored {
+    RESTORED,        /* the segment holds what the image held               */
+    RESTORE_NO_FILE,
+    RESTORE_NOT_FIT, /* a whole image, but something would be cut off       */
+    RESTORE_DAMAGED,
+    RESTORE_FAILED   /* could not be read: *rv says why                     */
+};
+
+/* Zero and not in use, as a fresh segment is. */
+static void segment_wipe(ap_slotmem_instance_t *s)
+{
+    memset((char *)s->header + sizeof(*s->header), 0,
+           s->layout.slots_off - sizeof(*s->header));
+    memset(s->slots, 0, s->layout.slots_len);
+}
+
+static int all_zero(const unsigned char *bytes, apr_size_t len)
+{
+    return len == 0
+           || (bytes[0] == 0 && memcmp(bytes, bytes + 1, len - 1) == 0);
+}
+
+/* The part of an image that a buffer holds goes to where it belongs. */
+static void image_take_slots(ap_slotmem_instance_t *s, apr_uint64_t off,
+                             const unsigned char *bytes, apr_size_t len,
+                             int *cut)
+{
+    apr_size_t here = 0;
+
+    if (off < s->layout.slots_len) {
+        here = s->layout.slots_len - (apr_size_t)off;
+        here = here < len ? here : len;
+        memcpy(s->slots + off, bytes, here);
+    }
+    if (!all_zero(bytes + here, len - here)) {
+        *cut = 1;
+    }
+}
+
+static void image_take_used(ap_slotmem_instance_t *s, apr_uint64_t off,
+                            const unsigned char *bytes, apr_size_t len,
+                            int *cut)
+{
+    apr_size_t i;
+
+    for (i = 0; i < len; i++) {
+        if (bytes[i] && off + i < s->layout.item_num) {
+            table_fgrab(s, (unsigned int)(off + i));
+        }
+        else if (bytes[i]) {
+            *cut = 1;
+        }
+    }
+}
+
+typedef void image_take_fn(ap_slotmem_instance_t *s, apr_uint64_t off,
+                           const unsigned char *bytes, apr_size_t len,
+                           int *cut);
+
+/* One part of an image, hashed and handed on chunk by chunk. */
+static apr_status_t image_read_part(ap_slotmem_instance_t *s, sink_t *k,
+                                    apr_uint64_t part, image_take_fn *take,
+                                    int *cut)
+{
+    apr_uint64_t off;
+
+    for (off = 0; off < part; off += SINK_SIZE) {
+        apr_size_t len = part - off < SINK_SIZE ? (apr_size_t)(part - off)
+                                                : SINK_SIZE;
+        apr_status_t rv = apr_file_read_full(k->file, k->buffer, len, NULL);
+
+        if (rv != APR_SUCCESS) {
+            return rv;
+        }
+        apr_md5_update(&k->md5, k->buffer, len);
+        if (take) {
+            take(s, off, k->buffer, len, cut);
+        }
+    }
+    return APR_SUCCESS;
+}
+
+/*
+ * Reads an image of `num` slots from the start of the file into the fresh
+ * segment, which nobody else knows yet.  What it took is wiped again unless
+ * all of it turns out right, so one pass over the file is enough.
+ */
+static enum restored image_read(ap_slotmem_instance_t *s, sink_t *k,
+                                unsigned int num, apr_status_t *rv)
+{
+    unsigned char digest[APR_MD5_DIGESTSIZE], stored[APR_MD5_DIGESTSIZE];
+    apr_off_t start = 0;
+    int cut = 0;
+
+    apr_md5_init(&k->md5);
+    *rv = apr_file_seek(k->file, APR_SET, &start);
+    if (*rv == APR_SUCCESS) {
+        *rv = image_read_part(s, k, SLOTMEM_SHM_FILE_COUNT_SIZE, NULL, &cut);
+    }
+    if (*rv == APR_SUCCESS) {
+        *rv = image_read_part(s, k, (apr_uint64_t)num * s->layout.item_size,
+                              image_take_slots, &cut);
+    }
+    if (*rv == APR_SUCCESS) {
+        *rv = image_read_part(s, k, num, image_take_used, &cut);
+    }
+    apr_md5_final(digest, &k->md5);
+    if (*rv == APR_SUCCESS) {
+        *rv = apr_file_read_full(k->file, stored, sizeof(stored), NULL);
+    }
+    if (*rv == APR_SUCCESS && memcmp(digest, stored, sizeof(digest)) == 0
+        && !cut) {
+        table_hint_all(s);
+        memcpy(s->digest, digest, sizeof(digest));
+        s->has_digest = num == s->layout.item_num;
+        return RESTORED;
+    }
+    segment_wipe(s);
+    if (*rv != APR_SUCCESS) {
+        return APR_STATUS_IS_EOF(*rv) ? RESTORE_DAMAGED : RESTORE_FAILED;
+    }
+    return memcmp(digest, stored, sizeof(digest)) == 0 ? RESTORE_NOT_FIT
+                                                       : RESTORE_DAMAGED;
+}
+
+/* The descriptor at `off`. */
+static apr_status_t desc_read(apr_file_t *file, apr_off_t off,
+                              unsigned char *desc)
+{
+    apr_status_t rv = apr_file_seek(file, APR_SET, &off);
+
+    return rv == APR_SUCCESS
+           ? apr_file_read_full(file, desc, SLOTMEM_SHM_FILE_DESC_SIZE, NULL)
+           : rv;
+}
+
+/*
+ * What an open file of `size` bytes holds.  First an image of the segment's
+ * own geometry, whatever follows: httpd's own module never shortens a file,
+ * so its files may carry older bytes behind.  Else whatever the last 16 bytes
+ * describe, if that is just as long as the file: the same slots, fewer or
+ * more of them, after the configuration changed.
+ */
+static enum restored image_find(ap_slotmem_instance_t *s, sink_t *k,
+                                apr_uint64_t size, apr_status_t *rv)
+{
+    const layout_t *l = &s->layout;
+    const apr_uint64_t expected = slotmem_shm_file_size(l->item_size,
+                                                        l->item_num);
+    unsigned char found[SLOTMEM_SHM_FILE_DESC_SIZE];
+    unsigned char wanted[SLOTMEM_SHM_FILE_DESC_SIZE];
+    struct slotmem_shm_file_desc desc;
+    enum restored result = RESTORE_DAMAGED;
+
+    *rv = APR_SUCCESS;
+    desc_make(wanted, l->item_size, l->item_num, s->type);
+    if (expected && size >= expected) {
+        *rv = desc_read(k->file, (apr_off_t)(expected - sizeof(found)), found);
+        if (*rv != APR_SUCCESS) {
+            return RESTORE_FAILED;
+        }
+        if (memcmp(found, wanted, sizeof(found)) == 0) {
+            result = image_read(s, k, l->item_num, rv);
+        }
+    }
+    if (result != RESTORE_DAMAGED || size < sizeof(found)) {
+        return result;
+    }
+
+    *rv = desc_read(k->file, (apr_off_t)(size - sizeof(found)), found);
+    if (*rv != APR_SUCCESS) {
+        return RESTORE_FAILED;
+    }
+    memcpy(&desc, found, sizeof(desc));
+    if (size != slotmem_shm_file_size(desc.item_size, desc.item_num)
+        || memcmp(found, wanted, sizeof(found)) == 0) {
+        return RESTORE_DAMAGED;
+    }
+    if (desc.item_size != l->item_size || desc.type != s->type
+        || desc.item_num == l->item_num) {
+        return RESTORE_NOT_FIT;
+    }
+    return image_read(s, k, desc.item_num, rv);
+}
+
+/* The file cannot be used: it is put aside, in place of one that was put
+ * aside before, so that a person can look at it and no store replaces it. */
+static void store_put_aside(const ap_slotmem_instance_t *s, const char *why,
+                            apr_status_t rv, apr_pool_t *p)
+{
+    const char *aside = name_beside(p, s->store, ".rejected");
+    apr_status_t moved = apr_file_rename(s->store, aside, p);
+
+    if (moved == APR_SUCCESS) {
+        ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
+                     APLOGNO(02551) "slotmem_shm: %s: %s; %s starts empty, and "
+                     "the file is kept as %s", s->store, why, s->name, aside);
+    }
+    else {
+        ap_log_error(APLOG_MARK, APLOG_ERR, moved, ap_server_conf,
+                     APLOGNO(02554) "slotmem_shm: %s: %s; %s starts empty, and "
+                     "the file could not be kept as %s: the next store will "
+                     "replace it", s->store, why, s->name, aside);
+    }
+}
+
+/*
+ * Opens a stored file for reading.  Looked at first: opening a pipe that
+ * somebody left there would hold up the start of the server for ever.
+ */
+static apr_status_t restore_open(apr_file_t **file, const char *path,
+                                 apr_uint64_t *size, apr_pool_t *p)
+{
+    apr_finfo_t info;
+    apr_status_t rv = apr_stat(&info, path, APR_FINFO_TYPE | APR_FINFO_SIZE, p);
+
+    if (rv != APR_SUCCESS && rv != APR_INCOMPLETE) {
+        return rv;
+    }
+    if (info.filetype != APR_REG) {
+        return info.filetype == APR_DIR ? EISDIR : APR_EINVAL;
+    }
+    *size = (apr_uint64_t)info.size;
+    return apr_file_open(file, path, APR_FOPEN_READ, APR_OS_DEFAULT, p);
+}
+
+/* Fills a fresh segment from its stored file, if there is one that fits. */
+static void persist_restore(ap_slotmem_instance_t *s)
+{
+    enum restored result = RESTORE_FAILED;
+    apr_uint64_t size = 0;
+    apr_status_t rv;
+    sink_t k;
+    apr_pool_t *p;
+
+    apr_pool_create(&p, s->pool);
+    k.buffer = malloc(SINK_SIZE);
+    rv = k.buffer ? restore_open(&k.file, s->store, &size, p) : APR_ENOMEM;
+    if (rv == APR_SUCCESS) {
+        result = image_find(s, &k, size, &rv);
+        apr_file_close(k.file);
+    }
+    else if (APR_STATUS_IS_ENOENT(rv) || APR_STATUS_IS_ENOTDIR(rv)
+             || APR_STATUS_IS_ENAMETOOLONG(rv)) {
+        result = RESTORE_NO_FILE;
+    }
+    free(k.buffer);
+
+    switch (result) {
+    case RESTORED:
+        s->origin = "stored file";
+        ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
+                     APLOGNO(02335) "restoring %s: %u of %u slots in use",
+                     s->store, table_count(s), s->layout.item_num);
+        break;
+    case RESTORE_NO_FILE:
+        ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf,
+                     APLOGNO(02335) "restoring %s: no such file yet", s->store);
+        break;
+    case RESTORE_NOT_FIT:
+        store_put_aside(s, "it is whole, but was stored with another size or "
+                        "number of slots or another type, and does not fit "
+                        "the configuration of today", 0, p);
+        break;
+    case RESTORE_DAMAGED:
+        store_put_aside(s, "it is cut short or damaged (its length, descriptor "
+                        "or MD5 is wrong)", 0, p);
+        break;
+    case RESTORE_FAILED:
+        store_put_aside(s, "it cannot be read", rv, p);
+        break;
+    }
+    apr_pool_destroy(p);
+}
+
+/* ==================== checkpoint ==================== */
+
+/*
+ * A power cut, or a container that dies with its /dev/shm, shall cost no more
+ * than a short while: about every ten seconds a helper process stores what
+ * the parent would store at a stop.  The parent forks it from the monitor
+ * hook and goes on; shared mappings are not copied by fork, so that is quick
+ * at any size.  The helper tells by its exit status how long the next one has
+ * to wait, so that no amount of state becomes a burden: the longest of ten
+ * seconds, fifty times what this one took, and the time its bytes would take
+ * at 64 KiB a second.
+ *
+ * The parent stops a helper before it stores for itself, and the two write
+ * different new files, so a helper that a dead disk held in the kernel can
+ * neither delay the stop for long nor replace what was stored after it: the
+ * SIGKILL is waiting for it when the kernel lets go.
+ */
+#define CHECKPOINT_PAUSE      apr_time_from_sec(10)
+#define CHECKPOINT_SHARE      50                /* of the time it took      */
+#define CHECKPOINT_BYTES_SEC  65536
+#define CHECKPOINT_SLOW       apr_time_from_sec(300)
+#define CHECKPOINT_STOP_WAIT  apr_time_from_sec(2)
+
+/* Exit status CHECKPOINT_CODE + k: the pause is 10 s times 1.25^k.  Above the
+ * signals, since APR reports the number of a fatal signal in the same place. */
+#define CHECKPOINT_CODE       65
+#define CHECKPOINT_CODES      62
+
+static struct {
+    apr_proc_t  proc;
+    apr_pool_t *pool;    /* NULL: no helper runs */
+    apr_time_t  began;
+    int         was_slow;
+    int         may_have_left_files;
+} checkpoint;
+
+static apr_time_t checkpoint_pause(int code)
+{
+    apr_time_t pause = CHECKPOINT_PAUSE;
+
+    for (code -= CHECKPOINT_CODE; code > 0; code--) {
+        pause += pause / 4;
+    }
+    return pause;
+}
+
+static int checkpoint_code(apr_time_t took, apr_uint64_t bytes)
+{
+    apr_time_t wanted = took * CHECKPOINT_SHARE;
+    apr_time_t written = apr_time_from_sec((apr_int64_t)
+                                           (bytes / CHECKPOINT_BYTES_SEC));
+    int code = CHECKPOINT_CODE;
+
+    wanted = written > wanted ? written : wanted;
+    while (checkpoint_pause(code) < wanted
+           && code < CHECKPOINT_CODE + CHECKPOINT_CODES - 1) {
+        code++;
+    }
+    return code;
+}
+
+/* The helper's life.  Of the parent's it keeps the memory and the log; not
+ * its listeners, which a helper on a dead disk would keep from the next
+ * server, and not its handlers of signals. */
+static void checkpoint_helper(void)
+{
+    static const int signals[] = { SIGTERM, SIGHUP, SIGINT, SIGUSR1, SIGWINCH,
+                                   SIGCHLD, SIGPIPE };
+    apr_time_t began = apr_time_now();
+    ap_listen_rec *listener;
+    sigset_t none;
+    store_t st;
+    apr_size_t i;
+
+    for (i = 0; i < sizeof(signals) / sizeof(signals[0]); i++) {
+        apr_signal(signals[i], SIG_DFL);
+    }
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    for (listener = ap_listeners; listener; listener = listener->next) {
+        if (listener->sd) {
+            apr_socket_close(listener->sd);
+        }
+    }
+    setpriority(PRIO_PROCESS, 0, 10);
+
+    st.bytes = 0;
+    persist_store_all(&st, STORE_SUFFIX_CHECKPOINT);
+    _exit(checkpoint_code(apr_time_now() - began, st.bytes));
+}
+
+/* Unregisters the helper, too: a cleanup of the pool does it. */
+static void checkpoint_forget(void)
+{
+    registry_lock();
+    apr_pool_destroy(checkpoint.pool);
+    checkpoint.pool = NULL;
+    registry_unlock();
+}
+
+static void checkpoint_ended(int status)
+{
+    int told = status >= CHECKPOINT_CODE;
+
+    checkpoint_forget();
+    retained->checkpoint_due = apr_time_now() + checkpoint_pause(status);
+    checkpoint.may_have_left_files |= !told;
+    ap_log_error(APLOG_MARK, told ? APLOG_TRACE1 : APLOG_WARNING, 0,
+                 ap_server_conf,
+                 "slotmem_shm: checkpoint process %" APR_PID_T_FMT " ended "
+                 "with status %d%s; the next one begins in %d s",
+                 checkpoint.proc.pid, status,
+                 told ? "" : ", before it had stored everything",
+                 (int)apr_time_sec(checkpoint_pause(status)));
+}
+
+/* The MPM reaps the helper and calls this, for apr_proc_other_child_*. */
+static void checkpoint_maintain(int reason, void *data, int status)
+{
+    (void)data;
+    switch (reason) {
+    case APR_OC_REASON_DEATH:
+    case APR_OC_REASON_LOST:
+        if (checkpoint.pool) {
+            checkpoint_ended(status);
+        }
+        break;
+    case APR_OC_REASON_RESTART:
+        /* The MPM gathers in its children, to stop or restart. */
+        kill(checkpoint.proc.pid, SIGKILL);
+        break;
+    default:
+        break;
+    }
+}
+
+/* Before the parent stores: no helper may be at it any more. */
+static void checkpoint_stop(void)
+{
+    apr_time_t end = apr_time_now() + CHECKPOINT_STOP_WAIT;
+    apr_status_t rv;
+
+    if (!checkpoint.pool) {
+        return;
+    }
+    checkpoint.may_have_left_files = 1;
+    kill(checkpoint.proc.pid, SIGKILL);
+    do {
+        rv = apr_proc_wait(&checkpoint.proc, NULL, NULL, APR_NOWAIT);
+        if (rv == APR_CHILD_NOTDONE) {
+            apr_sleep(1000);
+        }
+    } while (rv == APR_CHILD_NOTDONE && apr_time_now() < end);
+    if (rv == APR_CHILD_NOTDONE) {
+        ap_log_error(APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
+                     "slotmem_shm: checkpoint process %" APR_PID_T_FMT " was "
+                     "killed but does not end; its disk may not answer. It "
+                     "can no longer change a stored file",
+                     checkpoint.proc.pid);
+    }
+    checkpoint_forget();
+}
+
+static void checkpoint_start(void)
+{
+    apr_status_t rv;
+
+    registry_lock();
+    apr_pool_create(&checkpoint.pool, registry.pool);
+    registry_unlock();
+    checkpoint.began = apr_time_now();
+    checkpoint.was_slow = 0;
+    rv = apr_proc_fork(&checkpoint.proc, checkpoint.pool);
+    if (rv == APR_INCHILD) {
+        checkpoint_helper();
+    }
+    if (rv != APR_INPARENT) {
+        ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
+                     "slotmem_shm: no process for a checkpoint; the stored "
+                     "files grow old until one can be had");
+        checkpoint_forget();
+        retained->checkpoint_due = apr_time_now() + CHECKPOINT_PAUSE;
+        return;
+    }
+    apr_proc_other_child_register(&checkpoint.proc, checkpoint_maintain, NULL,
+                                  NULL, checkpoint.pool);
+    ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf,
+                 "slotmem_shm: checkpoint process %" APR_PID_T_FMT " began",
+                 checkpoint.proc.pid);
+}
+
+static int checkpoint_wanted(void)
+{
+    const ap_slotmem_instance_t *s;
+
+    for (s = registry.first; s; s = s->next) {
+        if (s->store) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static int checkpoint_monitor(apr_pool_t *p, server_rec *server)
+{
+    apr_time_t now = apr_time_now();
+
+    (void)p;
+    if (self.is_child || !registry.pool) {
+        return DECLINED;
+    }
+    if (checkpoint.pool) {
+        if (now - checkpoint.began > CHECKPOINT_SLOW && !checkpoint.was_slow) {
+            checkpoint.was_slow = 1;
+            ap_log_error(APLOG_MARK, APLOG_WARNING, 0, server,
+                         "slotmem_shm: checkpoint process %" APR_PID_T_FMT
+                         " is still at work after %d s; no other begins "
+                         "before it ends. Is the disk of the runtime "
+                         "directory answering?", checkpoint.proc.pid,
+                         (int)apr_time_sec(now - checkpoint.began));
+        }
+        return OK;
+    }
+    if (now >= retained->checkpoint_due && checkpoint_wanted()) {
+        checkpoint_start();
+    }
+    return OK;
+}
+
+/* ==================== take-over ==================== */
+
+/*
+ * Named shared memory outlives processes that are killed.  A marker file in
+ * the runtime directory says whose it is:
+ *
+ *     slotmem-shm 1
+ *     run IDENTITY PID BOOT               a run began: 32 hex digits, ...
+ *     segment GEN TYPE SIZE NUM NAME      it made this segment (NAME in hex)
+ *     drop IDENTITY                       all of that run's are gone
+ *
+ * It is 0600, locked by the parent for as long as it lives (fcntl: the kernel
+ * drops the lock with its holder, and no child inherits it, so no number of a
+ * process has to be believed), emptied when every segment has been removed at
+ * a restart, and removed by a clean stop.  A line is written before the
+ * segment is made, so nothing can be left behind unlisted.
+ *
+ * Who finds the marker unlocked finds the segments of a run that was killed.
+ * A PERSIST one becomes what create gives back (first stored, so that a
+ * second kill in the middle loses nothing), the others are removed.  Geometry
+ * and names come from the marker, which only the parent's user can write; the
+ * segment itself must bear the run's identity in a header that fits, else it
+ * is not believed.  A marker from before the machine booted lists nothing.
+ *
+ * Who finds it locked shares the directory with a live httpd: hands off.
+ */
+#define MARKER_NAME     "slotmem-shm.run"
+#define MARKER_TITLE    "slotmem-shm 1\n"
+#define MARKER_SIZE_MAX ((apr_off_t)64 * 1024 * 1024)
+
+/* A segment of a run that was killed, as the marker lists it. */
+typedef struct {
+    const char       *name;
+    unsigned int      generation;
+    ap_slotmem_type_t type;
+    apr_size_t        item_size;
+    unsigned int      item_num;
+    unsigned char     run[SLOTMEM_SHM_RUN_LEN];
+    int               gone;    /* removed from the system */
+    memory_t          memory;
+    ap_slotmem_instance_t *s;  /* laid over its memory; NULL: not mapped */
+} orphan_t;
+
+static apr_array_header_t *orphans; /* in registry.pool; NULL: none */
+
+static const char *run_text(const unsigned char *run, apr_pool_t *p)
+{
+    return apr_pescape_hex(p, run, SLOTMEM_SHM_RUN_LEN, 0);
+}
+
+static int run_parse(const char *text, unsigned char *run)
+{
+    apr_size_t len = 0;
+
+    return text && strlen(text) == 2 * SLOTMEM_SHM_RUN_LEN
+           && apr_unescape_hex(run, text, APR_ESCAPE_STRING, 0, &len)
+              == APR_SUCCESS
+           && len == SLOTMEM_SHM_RUN_LEN;
+}
+
+/* Which boot of the machine this is; "-" where the system does not say. */
+static const char *boot_text(apr_pool_t *p)
+{
+    char text[64];
+    apr_size_t len = sizeof(text) - 1;
+    apr_file_t *file;
+
+    if (apr_file_open(&file, "/proc/sys/kernel/random/boot_id",
+                      APR_FOPEN_READ, APR_OS_DEFAULT, p) != APR_SUCCESS) {
+        return "-";
+    }
+    if (apr_file_read(file, text, &len) != APR_SUCCESS) {
+        len = 0;
+    }
+    apr_file_close(file);
+    text[len] = '\0';
+    text[strcspn(text, " \n")] = '\0';
+    return text[0] ? apr_pstrdup(p, text) : "-";
+}
+
+static void marker_append(const char *line)
+{
+    apr_status_t rv;
+
+    if (!retained->marker) {
+        return;
+    }
+    rv = apr_file_write_full(retained->marker, line, strlen(line), NULL);
+    if (rv != APR_SUCCESS) {
+        ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
+                     "slotmem_shm: cannot write %s: after a kill, state is "
+                     "taken from the stored files instead of from memory",
+                     retained->marker_path);
+    }
+}
+
+static void marker_note_run(apr_pool_t *p)
+{
+    marker_append(apr_psprintf(p, "run %s %" APR_PID_T_FMT " %s\n",
+                               run_text(retained->run, p), getpid(),
+                               boot_text(p)));
+}
+
+static void marker_note_segment(const ap_slotmem_instance_t *s, apr_pool_t *p)
+{
+    marker_append(apr_psprintf(p, "segment %x %x %" APR_SIZE_T_FMT " %u %s\n",
+                               mpm_generation(), s->type, s->layout.item_size,
+                               s->layout.item_num,
+                               apr_pescape_hex(p, s->name, strlen(s->name),
+                                               0)));
+}
+
+/* The next word of a line, and what follows it. */
+static const char *line_word(char **line)
+{
+    return apr_strtok(*line, " ", line);
+}
+
+static void marker_parse_segment(char *line, const unsigned char *run,
+                                 apr_pool_t *p)
+{
+    const char *gen = line_word(&line), *type = line_word(&line);
+    const char *size = line_word(&line), *num = line_word(&line);
+    const char *name = line_word(&line);
+    orphan_t *o;
+
+    if (!name) {
+        return;
+    }
+    name = apr_punescape_hex(p, name, 0, NULL);
+    if (!name || !*name) {
+        return;
+    }
+    if (!orphans) {
+        orphans = apr_array_make(p, 64, sizeof(orphan_t));
+    }
+    o = apr_array_push(orphans);
+    memset(o, 0, sizeof(*o));
+    o->name = name;
+    o->generation = (unsigned int)apr_strtoi64(gen, NULL, 16);
+    o->type = (ap_slotmem_type_t)apr_strtoi64(type, NULL, 16);
+    o->item_size = (apr_size_t)apr_strtoi64(size, NULL, 10);
+    o->item_num = (unsigned int)apr_strtoi64(num, NULL, 10);
+    memcpy(o->run, run, sizeof(o->run));
+}
+
+static void orphans_drop(const unsigned char *run)
+{
+    int i;
+
+    for (i = 0; orphans && i < orphans->nelts; i++) {
+        orphan_t *o = &APR_ARRAY_IDX(orphans, i, orphan_t);
+        if (memcmp(o->run, run, sizeof(o->run)) == 0) {
+            o->gone = 1;
+        }
+    }
+}
+
+/* Fills `orphans` from the marker's text; a line without its end was being
+ * written when the parent died, before the segment was made. */
+static void marker_parse(char *text, apr_pool_t *p)
+{
+    unsigned char run[SLOTMEM_SHM_RUN_LEN], dropped[SLOTMEM_SHM_RUN_LEN];
+    const char *boot = boot_text(p);
+    int believed = 0;
+    char *end, *line = text;
+
+    if (strncmp(text, MARKER_TITLE, sizeof(MARKER_TITLE) - 1) != 0) {
+        return;
+    }
+    for (; (end = strchr(line, '\n')) != NULL; line = end + 1) {
+        char *rest = line;
+        const char *what;
+
+        *end = '\0';
+        what = line_word(&rest);
+        if (what && !strcmp(what, "run")) {
+            believed = run_parse(line_word(&rest), run)
+                       && line_word(&rest) /* the pid */
+                       && !strcmp(rest, boot);
+        }
+        else if (what && !strcmp(what, "segment") && believed) {
+            marker_parse_segment(rest, run, p);
+        }
+        else if (what && !strcmp(what, "drop")
+                 && run_parse(line_word(&rest), dropped)) {
+            orphans_drop(dropped);
+        }
+    }
+}
+
+/* The marker, opened so that a link planted in its place is not followed. */
+static apr_status_t marker_open(const char *path, apr_pool_t *p)
+{
+    const int flags = O_RDWR | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC;
+    apr_os_file_t fd = open(path, flags, 0600);
+    struct stat st;
+
+    if (fd < 0 && errno == ELOOP) {
+        unlink(path);
+        fd = open(path, flags | O_EXCL, 0600);
+    }
+    if (fd < 0) {
+        return errno;
+    }
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)
+        || st.st_uid != geteuid() || (st.st_mode & 0077)) {
+        close(fd);
+        return APR_EACCES;
+    }
+    return apr_os_file_put(&retained->marker, &fd,
+                           APR_FOPEN_READ | APR_FOPEN_WRITE | APR_FOPEN_APPEND,
+                           p);
+}
+
+static void marker_close(void)
+{
+    if (retained->marker) {
+        apr_file_close(retained->marker);
+        retained->marker = NULL;
+    }
+}
+
+/* APR_SUCCESS, or APR_EBUSY with the pid of whoever holds it. */
+static apr_status_t marker_lock(pid_t *holder)
+{
+    struct flock lock;
+    apr_os_file_t fd;
+
+    apr_os_file_get(&fd, retained->marker);
+    memset(&lock, 0, sizeof(lock));
+    lock.l_type = F_WRLCK;
+    lock.l_whence = SEEK_SET;
+    if (fcntl(fd, F_SETLK, &lock) == 0) {
+        return APR_SUCCESS;
+    }
+    if (errno != EAGAIN && errno != EACCES) {
+        return errno;
+    }
+    *holder = fcntl(fd, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK
+              ? lock.l_pid : 0;
+    return APR_EBUSY;
+}
+
+/* The text of the marker; "" when there is none to be believed. */
+static char *marker_text(apr_pool_t *p)
+{
+    apr_finfo_t info;
+    apr_size_t got = 0;
+    char *text;
+
+    if (apr_file_info_get(&info, APR_FINFO_SIZE, retained->marker)
+        != APR_SUCCESS || info.size > MARKER_SIZE_MAX) {
+        return apr_pstrdup(p, "");
+    }
+    text = apr_pcalloc(p, (apr_size_t)info.size + 1);
+    apr_file_read_full(retained->marker, text, (apr_size_t)info.size, &got);
+    text[got] = '\0';
+    return text;
+}
+
+/* Lays the orphan over its memory, if that is to be believed. */
+static apr_status_t orphan_map(orphan_t *o, apr_pool_t *p)
+{
+    ap_slotmem_instance_t *s = apr_pcalloc(p, sizeof(*s));
+    ap_slotmem_type_t type = 0;
+    layout_t found;
+    apr_status_t rv;
+    char *base;
+
+    s->name = o->name;
+    s->type = o->type;
+    s->store = name_store(p, o->name);
+    o->memory.key = name_key(p, o->name, o->generation);
+    o->memory.pool = p;
+    if (!o->memory.key || !s->store
+        || layout_make(&s->layout, o->item_size, o->item_num) != APR_SUCCESS) {
+        return APR_EINVAL;
+    }
+    o->memory.size = layout_request(&s->layout);
+    rv = memory_attach(&o->memory);
+    if (rv != APR_SUCCESS) {
+        return rv;
+    }
+    base = apr_shm_baseaddr_get(o->memory.shm);
+    segment_lay(s, base);
+    rv = header_check(s->header,
+                      o->memory.size - (apr_size_t)((char *)s->header - base),
+                      o->run, &found, &type);
+    if (rv != APR_SUCCESS || type != o->type
+        || found.item_size != o->item_size || found.item_num != o->item_num) {
+        apr_shm_detach(o->memory.shm);
+        return APR_EINVAL;
+    }
+    o->s = s;
+    return APR_SUCCESS;
+}
+
+/* What is to be kept goes to its stored file before anything is removed, so
+ * a second kill at any moment from here on loses nothing. */
+static void orphans_store(apr_pool_t *p)
+{
+    store_t st;
+    int i;
+
+    if (store_begin(&st, STORE_SUFFIX_STOP) != APR_SUCCESS) {
+        return;
+    }
+    for (i = 0; i < orphans->nelts; i++) {
+        orphan_t *o = &APR_ARRAY_IDX(orphans, i, orphan_t);
+
+        if (!o->gone && (o->type & AP_SLOTMEM_TYPE_PERSIST)
+            && orphan_map(o, p) == APR_SUCCESS) {
+            persist_store(&st, o->s);
+        }
+    }
+    store_end(&st);
+}
+
+/* Takes the orphan's name off the system.  Its mapping, if any, stays. */
+static void orphan_unlink(orphan_t *o, apr_pool_t *p)
+{
+    const char *key = name_key(p, o->name, o->generation);
+
+    if (key && !o->gone) {
+        apr_shm_remove(key, p);
+    }
+    o->gone = 1;
+}
+
+static void orphan_detach(orphan_t *o)
+{
+    if (o->s) {
+        apr_shm_detach(o->memory.shm);
+        o->s = NULL;
+    }
+}
+
+static int orphans_left(void)
+{
+    int i;
+
+    for (i = 0; orphans && i < orphans->nelts; i++) {
+        if (!APR_ARRAY_IDX(orphans, i, orphan_t).gone) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/*
+ * Frees the name for a segment that is about to be made.  Of several orphans
+ * of that name (a restart was under way when the kill came) the latest that
+ * is mapped is the one to go on with; NULL when there is none.
+ */
+static orphan_t *orphans_take(const char *name, apr_pool_t *p)
+{
+    orphan_t *latest = NULL;
+    int i;
+
+    for (i = 0; orphans && i < orphans->nelts; i++) {
+        orphan_t *o = &APR_ARRAY_IDX(orphans, i, orphan_t);
+
+        if (!o->gone && !strcmp(o->name, name)) {
+            orphan_unlink(o, p);
+            latest = o->s ? o : latest;
+        }
+    }
+    return latest;
+}
+
+/* Says that this run is on, and looks for one that was killed. */
+static void marker_begin(apr_pool_t *p)
+{
+    apr_generate_random_bytes(retained->run, sizeof(retained->run));
+    marker_parse(marker_text(p), p);
+    if (!orphans_left()) {
+        orphans = NULL;
+        apr_file_trunc(retained->marker, 0);
+        marker_append(MARKER_TITLE);
+    }
+    marker_note_run(p);
+    if (orphans) {
+        orphans_store(p);
+    }
+}
+
+/*
+ * Makes the runtime directory ours, once a generation.  Only for a
+ * configuration that will run: the pass before that only checks, and the
+ * process it checks in is not the one that stays when the server detaches.
+ */
+static void runtime_claim(void)
+{
+    apr_pool_t *p = registry.pool;
+    const char *path = ap_runtime_dir_relative(p, MARKER_NAME);
+    pid_t holder = 0;
+    apr_status_t rv;
+
+    if (retained->marker && retained->pid == getpid()
+        && path && !strcmp(path, retained->marker_path)) {
+        return;
+    }
+    if (retained->marker && retained->pid == getpid()) {
+        /* DefaultRuntimeDir has changed; every segment is gone by now. */
+        apr_file_remove(retained->marker_path, p);
+    }
+    marker_close();
+    retained->pid = getpid();
+    apr_generate_random_bytes(retained->run, sizeof(retained->run));
+    if (!path) {
+        return;
+    }
+    apr_cpystrn(retained->marker_path, path, sizeof(retained->marker_path));
+
+    rv = marker_open(path, ap_pglobal);
+    if (rv == APR_SUCCESS) {
+        rv = marker_lock(&holder);
+    }
+    if (rv == APR_SUCCESS) {
+        marker_begin(p);
+        return;
+    }
+    marker_close();
+    if (rv == APR_EBUSY) {
+        registry.isolated = 1;
+        ap_log_error(APLOG_MARK, APLOG_ERR, 0, ap_server_conf,
+                     "slotmem_shm: another httpd (process %" APR_PID_T_FMT
+                     ") uses this runtime directory (%s is locked). Its "
+                     "memory and files are left alone: nothing is stored or "
+                     "restored here. Give each server a DefaultRuntimeDir of "
+                     "its own", holder, path);
+        return;
+    }
+    ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
+                 "slotmem_shm: cannot use %s; after a kill, state is taken "
+                 "from the stored files instead of from memory, and shared "
+                 "memory may be left behind. Check owner and permissions of "
+                 "the runtime directory", path);
+}
+
+/* Slot `id` of the fresh segment was being written when its writer died. */
+static void torn_carry(ap_slotmem_instance_t *s, apr_uint64_t id)
+{
+    if (id < s->layout.item_num) {
+        torn_set(s, (unsigned int)id);
+        atomic_fetch_or_explicit(&s->locks[stripe_of((unsigned int)id)].word,
+                                 LOCK_TORN, memory_order_relaxed);
+    }
+}
+
+/* What a kill left half written stays marked as such. */
+static void torn_carry_all(ap_slotmem_instance_t *s,
+                           const ap_slotmem_instance_t *old)
+{
+    unsigned int stripe, id;
+
+    for (stripe = 0; stripe < old->layout.stripes; stripe++) {
+        slot_lock_t *lock = &old->locks[stripe];
+        apr_uint64_t word = atomic_load_explicit(&lock->word,
+                                                 memory_order_relaxed);
+        apr_uint64_t writing = atomic_load_explicit(&lock->writing,
+                                                    memory_order_relaxed);
+
+        if ((word & LOCK_HELD) && (writing & 0xffffffff)) {
+            torn_carry(s, writing >> 32);
+        }
+        for (id = stripe; (word & LOCK_TORN) && id < old->layout.item_num;
+             id += old->layout.stripes) {
+            if (torn_get(old, id)) {
+                torn_carry(s, id);
+            }
+            if (id > APR_UINT32_MAX - old->layout.stripes) {
+                break;
+            }
+        }
+    }
+}
+
+/* Copies a killed run's segment into the fresh one, by the rule of a stored
+ * file: nothing of it may be cut off. */
+static int adopt_fill(ap_slotmem_instance_t *s, const ap_slotmem_instance_t *old)
+{
+    unsigned int id;
+    int cut = 0;
+
+    if (old->layout.item_size != s->layout.item_size || old->type != s->type) {
+        return 0;
+    }
+    image_take_slots(s, 0, (const unsigned char *)old->slots,
+                     old->layout.slots_len, &cut);
+    if (!(s->type & AP_SLOTMEM_TYPE_CLEARINUSE) && old->layout.levels) {
+        for (id = table_next_used(old, 0); id < old->layout.item_num;
+             id = table_next_used(old, id + 1)) {
+            if (id >= s->layout.item_num) {
+                cut = 1;
+                break;
+            }
+            table_fgrab(s, id);
+        }
+    }
+    if (cut) {
+        segment_wipe(s);
+        return 0;
+    }
+    table_hint_all(s);
+    torn_carry_all(s, old);
+    s->origin = "memory of a killed run";
+    ap_log_error(APLOG_MARK, APLOG_NOTICE, 0, ap_server_conf,
+                 "slotmem_shm: %s goes on with the memory of a run that was "
+                 "killed: %u of %u slots in use", s->name, table_count(s),
+                 s->layout.item_num);
+    return 1;
+}
+
+/*
+ * Segments that children made bear the run's identity too, but stand in no
+ * list.  Where APR puts POSIX objects is known on Linux only; elsewhere such
+ * segments stay until the machine boots.  What is removed here can at worst
+ * be an object that a hostile child dressed up, and then it is its own.
+ */
+static void shm_sweep(const unsigned char *run)
+{
+#ifdef __linux__
+    DIR *dir = opendir("/dev/shm");
+    struct dirent *entry;
+
+    while (dir && (entry = readdir(dir)) != NULL) {
+        struct slotmem_shm_header head;
+        struct stat st;
+        int fd, ours;
+
+        if (strncmp(entry->d_name, "ShM.", 4) != 0) {
+            continue;
+        }
+        fd = openat(dirfd(dir), entry->d_name,
+                    O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+        if (fd < 0) {
+            continue;
+        }
+        ours = fstat(fd, &st) == 0 && S_ISREG(st.st_mode)
+               && pread(fd, &head, sizeof(head), SLOTMEM_SHM_ALIGN)
+                  == (ssize_t)sizeof(head)
+               && head.magic == SLOTMEM_SHM_MAGIC
+               && memcmp(head.run, run, sizeof(head.run)) == 0;
+        close(fd);
+        if (ours) {
+            unlinkat(dirfd(dir), entry->d_name, 0);
+        }
+    }
+    if (dir) {
+        closedir(dir);
+    }
+#else
+    (void)run;
+#endif
+}
+
+/* Once every consumer has created its segments: what the killed run left and
+ * nobody asked for is removed. */
+static void takeover_finish(void)
+{
+    apr_pool_t *p;
+    int i;
+
+    if (!orphans) {
+        return;
+    }
+    apr_pool_create(&p, registry.pool);
+    for (i = 0; i < orphans->nelts; i++) {
+        orphan_t *o = &APR_ARRAY_IDX(orphans, i, orphan_t);
+
+        orphan_unlink(o, p);
+        orphan_detach(o);
+    }
+    for (i = 0; i < orphans->nelts; i++) {
+        orphan_t *o = &APR_ARRAY_IDX(orphans, i, orphan_t);
+
+        if (i == 0 || memcmp(o->run, (o - 1)->run, sizeof(o->run)) != 0) {
+            shm_sweep(o->run);
+            marker_append(apr_psprintf(p, "drop %s\n", run_text(o->run, p)));
+        }
+    }
+    orphans = NULL;
+    apr_pool_destroy(p);
+}
+
+/* Every segment of this run has been removed from the system: nothing is left
+ * to list, unless (`left`) the server gave up before it took over what it had
+ * found. */
+static void marker_end(int exiting, int left)
+{
+    apr_pool_t *p;
+
+    if (!retained->marker || retained->pid != getpid()) {
+        return;
+    }
+    shm_sweep(retained->run);
+    apr_pool_create_unmanaged_ex(&p, NULL, NULL);
+    if (left) {
+        marker_append(apr_psprintf(p, "drop %s\n", run_text(retained->run, p)));
+    }
+    else if (exiting) {
+        unlink(retained->marker_path);
+    }
+    else {
+        apr_file_trunc(retained->marker, 0);
+        marker_append(MARKER_TITLE);
+        marker_note_run(p);
+    }
+    if (exiting) {
+        marker_close();
+    }
+    apr_pool_destroy(p);
+}
+
+/* ==================== provider calls ==================== */
+
+/* Which processes can still get a segment that has no name. */
+static int runs_for_real(void)
+{
+    return ap_state_query(AP_SQ_MAIN_STATE) != AP_SQ_MS_CREATE_PRE_CONFIG;
+}
+
+/* May what lies under that key be removed?  A relative name's key is in the
+ * runtime directory, and that is ours while we hold its marker. */
+static int key_is_ours(const char *name)
+{
+    return retained->marker && !name_is_absolute(name);
+}
+
+static void log_create_failed(apr_status_t rv, const ap_slotmem_instance_t *s,
+                              const char *then)
+{
+    ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf, APLOGNO(02611)
+                 "create: apr_shm_create(%s) of %" APR_SIZE_T_FMT " bytes "
+                 "failed%s", s->key ? s->key : "", layout_request(&s->layout),
+                 then);
+}
+
+/* Memory for a segment of the parent's: named, or anonymous when no name can
+ * be had, since children inherit either. */
+static apr_status_t segment_map_parent(ap_slotmem_instance_t *s)
+{
+    memory_t m = {0};
+    apr_status_t rv = APR_SUCCESS;
+
+    m.size = layout_request(&s->layout);
+    m.pool = s->pool;
+    if (s->key) {
+        m.key = s->key;
+        marker_note_segment(s, s->pool);
+        rv = memory_create(&m);
+        if (APR_STATUS_IS_EEXIST(rv) && key_is_ours(s->name)) {
+            apr_shm_remove(s->key, s->pool);
+            rv = memory_create(&m);
+        }
+        if (rv != APR_SUCCESS) {
+            log_create_failed(rv, s, APR_STATUS_IS_EEXIST(rv)
+                ? ": the name is in use and not by this server. The segment "
+                  "is made without a name: it works as ever, but its memory "
+                  "will not outlive a kill of the server. If no other server "
+                  "uses the name, remove that object"
+                : ". The segment is made without a name: it works as ever, "
+                  "but its memory will not outlive a kill of the server. Is "
+                  "/dev/shm mounted, writable and large enough?");
+            s->key = NULL;
+        }
+    }
+    if (!s->key) {
+        m.key = NULL;
+        rv = memory_create(&m);
+        if (rv != APR_SUCCESS) {
+            log_create_failed(rv, s, ": the machine or its container has not "
+                              "that much memory to give");
+            return rv;
+        }
+    }
+    s->shm = m.shm;
+    segment_lay(s, apr_shm_baseaddr_get(m.shm));
+    segment_format(s, retained->run);
+    return APR_SUCCESS;
+}
+
+/* Is a segment at hand as large as the caller asks for? */
+static int segment_suffices(const ap_slotmem_instance_t *s,
+                            apr_size_t item_size, unsigned int item_num)
+{
+    return s->layout.item_size >= item_size && s->layout.item_num >= item_num;
+}
+
+/* Lays `s` over a segment that another process of this run has made. */
+static apr_status_t segment_attach(ap_slotmem_instance_t *s)
+{
+    memory_t m = {0};
+    apr_status_t rv;
+    struct slotmem_shm_header *h;
+    char *base;
+
+    m.key = s->key;
+    m.pool = s->pool;
+    rv = memory_attach(&m);
+    if (rv != APR_SUCCESS) {
+        return rv;
+    }
+    base = apr_shm_baseaddr_get(m.shm);
+    h = header_at(base);
+    if ((apr_size_t)((char *)h - base) > m.size) {
+        rv = APR_EINVAL;
+    }
+    else {
+        rv = header_check(h, m.size - (apr_size_t)((char *)h - base),
+                          retained->run, &s->layout, &s->type);
+    }
+    if (rv != APR_SUCCESS) {
+        apr_shm_detach(m.shm);
+        return rv;
+    }
+    s->shm = m.shm;
+    s->origin = "another process";
+    segment_lay(s, base);
+    return APR_SUCCESS;
+}
+
+/*
+ * A child makes a segment: its siblings shall find it, so it must have a name,
+ * and who comes second gets what the first one made.  Both are settled under
+ * the global mutex.  The object outlives the child: the parent removes it.
+ */
+static apr_status_t segment_map_child(ap_slotmem_instance_t *s)
+{
+    memory_t m = {0};
+    const layout_t wanted = s->layout;
+    apr_status_t rv;
+
+    m.key = s->key;
+    m.size = layout_request(&wanted);
+    m.pool = s->pool;
+    if (!s->key) {
+        rv = memory_create(&m);
+    }
+    else {
+        if ((rv = mutex_lock()) != APR_SUCCESS) {
+            return rv;
+        }
+        if (segment_attach(s) == APR_SUCCESS) {
+            mutex_unlock();
+            return segment_suffices(s, wanted.item_size, wanted.item_num)
+                   ? APR_SUCCESS : APR_EINVAL;
+        }
+        s->layout = wanted;
+        /* Its owner is this pool no longer: the object must not go with the
+         * child that happened to make it. */
+        rv = memory_create(&m);
+    }
+    if (rv == APR_SUCCESS) {
+        s->shm = m.shm;
+        segment_lay(s, apr_shm_baseaddr_get(m.shm));
+        segment_format(s, retained->run);
+        segment_publish(s);
+    }
+    else {
+        log_create_failed(rv, s, ". A child process cannot share memory that "
+                          "has no name. Is /dev/shm mounted, writable and "
+                          "large enough, and the name not in use?");
+    }
+    if (s->key) {
+        mutex_unlock();
+    }
+    return rv;
+}
+
+/* The parent's segment: from a killed run, from its stored file, or fresh. */
+static apr_status_t segment_make_parent(ap_slotmem_instance_t *s,
+                                        orphan_t *orphan)
+{
+    apr_status_t rv = segment_map_parent(s);
+
+    if (rv != APR_SUCCESS) {
+        return rv;
+    }
+    if (s->store && !(orphan && orphan->s && adopt_fill(s, orphan->s))) {
+        persist_restore(s);
+    }
+    segment_publish(s);
+    return APR_SUCCESS;
+}
+
+static apr_status_t segment_create(ap_slotmem_instance_t **made,
+                                   const char *name, apr_size_t item_size,
+                                   unsigned int item_num,
+                                   ap_slotmem_type_t type)
+{
+    ap_slotmem_instance_t *s;
+    orphan_t *orphan = NULL;
+    apr_pool_t *pool;
+    apr_status_t rv;
+
+    apr_pool_create(&pool, registry.pool);
+    s = apr_pcalloc(pool, sizeof(*s));
+    s->pool = pool;
+    s->type = type;
+    s->origin = "nothing";
+    rv = layout_make(&s->layout, item_size, item_num);
+    if (rv == APR_SUCCESS && memory_exceeds_machine(layout_request(&s->layout))) {
+        rv = APR_ENOMEM;
+    }
+    if (rv == APR_SUCCESS && !name_is_anonymous(name)) {
+        s->name = apr_pstrdup(pool, name);
+        if (!self.is_child && runs_for_real()) {
+            runtime_claim();
+        }
+        if (!registry.isolated && runs_for_real()) {
+            s->key = name_key(pool, name, mpm_generation());
+            s->store = (type & AP_SLOTMEM_TYPE_PERSIST) && !self.is_child
+                       ? name_store(pool, name) : NULL;
+            rv = s->key ? APR_SUCCESS : APR_EINVAL;
+        }
+    }
+    if (rv == APR_SUCCESS && self.is_child) {
+        rv = segment_map_child(s);
+    }
+    else if (rv == APR_SUCCESS) {
+        orphan = s->key ? orphans_take(name, pool) : NULL;
+        rv = segment_make_parent(s, orphan);
+    }
+    if (orphan) {
+        orphan_detach(orphan);
+    }
+    if (rv != APR_SUCCESS) {
+        apr_pool_destroy(pool);
+        return rv;
+    }
+    registry_add(s);
+    *made = s;
+    return APR_SUCCESS;
+}
+
+static apr_status_t slotmem_create(ap_slotmem_instance_t **inst,
+                                   const char *name, apr_size_t item_size,
+                                   unsigned int item_num,
+                                   ap_slotmem_type_t type, apr_pool_t *pool)
+{
+    ap_slotmem_instance_t *s = NULL;
+    apr_status_t rv = APR_SUCCESS;
+
+    (void)pool; /* a segment lives until the restart, whatever the caller's */
+    *inst = NULL;
+    if (!registry.pool) {
+        return APR_ENOSHMAVAIL;
+    }
+    registry_lock();
+    if (!name_is_anonymous(name)) {
+        s = registry_find(name);
+    }
+    if (s) {
+        ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
+                     APLOGNO(02603) "create found %s in global list", name);
+        if (!segment_suffices(s, item_size, item_num)) {
+            rv = APR_EINVAL;
+        }
+    }
+    else {
+        ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
+                     APLOGNO(02602) "create didn't find %s in global list",
+                     name ? name : "anonymous");
+        rv = segment_create(&s, name, item_size, item_num, type);
+    }
+    registry_unlock();
+
+    ap_log_error(APLOG_MARK, rv == APR_SUCCESS ? APLOG_DEBUG : APLOG_ERR, rv,
+                 ap_server_conf, APLOGNO(02300)
+                 "create %s: %" APR_SIZE_T_FMT "/%u%s%s",
+                 name ? name : "anonymous", item_size, item_num,
+                 rv == APR_SUCCESS ? ", begins with " : "",
+                 rv == APR_SUCCESS ? s->origin
+                 : rv == APR_EINVAL && s ? ": exists already, and smaller"
+                                         : " failed");
+    if (rv == APR_SUCCESS) {
+        *inst = s;
+    }
+    return rv;
+}
+
+/* Maps a segment by its name that this process does not know yet. */
+static apr_status_t attach_by_name(ap_slotmem_instance_t **found,
+                                   const char *name)
+{
+    ap_slotmem_instance_t *s;
+    apr_pool_t *pool;
+    apr_status_t rv;
+
+    apr_pool_create(&pool, registry.pool);
+    s = apr_pcalloc(pool, sizeof(*s));
+    s->pool = pool;
+    s->name = apr_pstrdup(pool, name);
+    s->key = name_key(pool, name, mpm_generation());
+    rv = s->key ? mutex_lock() : APR_EINVAL;
+    if (rv == APR_SUCCESS) {
+        rv = segment_attach(s);
+        mutex_unlock();
+    }
+    if (rv != APR_SUCCESS) {
+        apr_pool_destroy(pool);
+        return rv;
+    }
+    registry_add(s);
+    *found = s;
+    return APR_SUCCESS;
+}
+
+static apr_status_t slotmem_attach(ap_slotmem_instance_t **inst,
+                                   const char *name, apr_size_t *item_size,
+                                   unsigned int *item_num, apr_pool_t *pool)
+{
+    ap_slotmem_instance_t *s;
+    apr_status_t rv = APR_SUCCESS;
+
+    (void)pool;
+    if (!registry.pool || name_is_anonymous(name)) {
+        return APR_ENOSHMAVAIL;
+    }
+    ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf, APLOGNO(02301)
+                 "attach looking for %s", name);
+    registry_lock();
+    s = registry_find(name);
+    if (!s) {
+        rv = attach_by_name(&s, name);
+    }
+    registry_unlock();
+    if (rv != APR_SUCCESS) {
+        ap_log_error(APLOG_MARK, APLOG_DEBUG, rv, ap_server_conf,
+                     APLOGNO(02302) "attach did not find %s", name);
+        return rv;
+    }
+    ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf, APLOGNO(02303)
+                 "attach found %s: %" APR_SIZE_T_FMT "/%u", name,
+                 s->layout.item_size, s->layout.item_num);
+    *inst = s;
+    if (item_size) {
+        *item_size = s->layout.item_size;
+    }
+    if (item_num) {
+        *item_num = s->layout.item_num;
+    }
+    return APR_SUCCESS;
+}
+
+static apr_status_t slotmem_doall(ap_slotmem_instance_t *s,
+                                  ap_slotmem_callback_fn_t *func, void *data,
+                                  apr_pool_t *pool)
+{
+    int used_only;
+    unsigned int id;
+    apr_status_t rv;
+
+    if (!s) {
+        return APR_ENOSHMAVAIL;
+    }
+    used_only = (s->type & AP_SLOTMEM_TYPE_PREGRAB) != 0;
+    for (id = 0; id < s->layout.item_num; id++) {
+        /* The table is asked again each time: a callback may release. */
+        if (used_only && (id = table_next_used(s, id)) >= s->layout.item_num) {
+            break;
+        }
+        rv = func(slot_at(s, id), data, pool);
+        if (rv != APR_SUCCESS) {
+            return rv;
+        }
+    }
+    return APR_SUCCESS;
+}
+
+static apr_status_t slotmem_dptr(ap_slotmem_instance_t *s, unsigned int id,
+                                 void **mem)
+{
+    if (!s) {
+        return APR_ENOSHMAVAIL;
+    }
+    if (id >= s->layout.item_num) {
+        return APR_EINVAL;
+    }
+    *mem = slot_at(s, id);
+    return APR_SUCCESS;
+}
+
+/* What get and put ask first; without PREGRAB it leaves the slot in use. */
+static apr_status_t access_check(ap_slotmem_instance_t *s, unsigned int id,
+                                 apr_size_t len)
+{
+    if (!s) {
+        return APR_ENOSHMAVAIL;
+    }
+    if (id >= s->layout.item_num
+        || (len > s->layout.item_size
+            && (s->layout.item_size == 0
+                || len > s->layout.slots_len - s->layout.item_size * id))) {
+        return APR_EINVAL;
+    }
+    if (!table_used(s, id)) {
+        if (s->type & AP_SLOTMEM_TYPE_PREGRAB) {
+            return APR_NOTFOUND;
+        }
+        table_fgrab(s, id);
+    }
+    return APR_SUCCESS;
+}
+
+static apr_status_t slotmem_get(ap_slotmem_instance_t *s, unsigned int id,
+                                unsigned char *dest, apr_size_t len)
+{
+    apr_status_t rv = access_check(s, id, len);
+
+    if (rv != APR_SUCCESS) {
+        return rv;
+    }
+    if (s->type & AP_SLOTMEM_TYPE_NOTMPSAFE) {
+        memcpy(dest, slot_at(s, id), len);
+        return APR_SUCCESS;
+    }
+    return len <= s->layout.item_size ? slot_read(s, id, dest, len)
+                                      : span_read(s, id, dest, len);
+}
+
+static apr_status_t slotmem_put(ap_slotmem_instance_t *s, unsigned int id,
+                                unsigned char *src, apr_size_t len)
+{
+    apr_status_t rv = access_check(s, id, len);
+
+    if (rv != APR_SUCCESS) {
+        return rv;
+    }
+    if (s->type & AP_SLOTMEM_TYPE_NOTMPSAFE) {
+        memcpy(slot_at(s, id), src, len);
+        return APR_SUCCESS;
+    }
+    return len <= s->layout.item_size ? slot_write(s, id, src, len)
+                                      : span_write(s, id, src, len);
+}
+
+static unsigned int slotmem_num_slots(ap_slotmem_instance_t *s)
+{
+    return s ? s->layout.item_num : 0;
+}
+
+static unsigned int slotmem_num_free_slots(ap_slotmem_instance_t *s)
+{
+    return s ? s->layout.item_num - table_count(s) : 0;
+}
+
+static apr_size_t slotmem_slot_size(ap_slotmem_instance_t *s)
+{
+    return s ? s->layout.item_size : 0;
+}
+
+/* A consumer that keeps asking for what it cannot have shall not fill the
+ * disk with log lines: one a second and process. */
+static int log_now(void)
+{
+    static _Atomic apr_int64_t last;
+    apr_int64_t now = apr_time_sec(apr_time_now());
+
+    return atomic_exchange_explicit(&last, now, memory_order_relaxed) != now;
+}
+
+static apr_status_t slotmem_grab(ap_slotmem_instance_t *s, unsigned int *id)
+{
+    unsigned int found;
+
+    if (!s) {
+        return APR_ENOSHMAVAIL;
+    }
+    if (table_grab(s, &found)) {
+        *id = found;
+        return APR_SUCCESS;
+    }
+    if (log_now()) {
+        ap_log_error(APLOG_MARK, APLOG_ERR, 0, ap_server_conf, APLOGNO(02293)
+                     "slotmem(%s) grab failed. Num %u/num_free %u: every slot "
+                     "is in use", s->name ? s->name : "anonymous",
+                     s->layout.item_num, slotmem_num_free_slots(s));
+    }
+    return APR_EINVAL;
+}
+
+static apr_status_t slotmem_fgrab(ap_slotmem_instance_t *s, unsigned int id)
+{
+    if (!s) {
+        return APR_ENOSHMAVAIL;
+    }
+    if (id >= s->layout.item_num) {
+        if (log_now()) {
+            ap_log_error(APLOG_MARK, APLOG_ERR, 0, ap_server_conf,
+                         APLOGNO(02397) "slotmem(%s) fgrab failed. Num %u/"
+                         "num_free %u: there is no slot %u",
+                         s->name ? s->name : "anonymous", s->layout.item_num,
+                         slotmem_num_free_slots(s), id);
+        }
+        return APR_EINVAL;
+    }
+    table_fgrab(s, id);
+    return APR_SUCCESS;
+}
+
+static apr_status_t slotmem_release(ap_slotmem_instance_t *s, unsigned int id)
+{
+    apr_status_t rv;
+
+    if (!s) {
+        return APR_ENOSHMAVAIL;
+    }
+    if (id < s->layout.item_num && table_release(s, id)) {
+        return APR_SUCCESS;
+    }
+    rv = id < s->layout.item_num ? APR_NOTFOUND : APR_EINVAL;
+    if (log_now()) {
+        ap_log_error(APLOG_MARK, APLOG_ERR, 0, ap_server_conf, APLOGNO(02294)
+                     "slotmem(%s) release failed. Num %u: slot %u %s",
+                     s->name ? s->name : "anonymous", s->layout.item_num, id,
+                     rv == APR_NOTFOUND ? "is not in use" : "does not exist");
+    }
+    return rv;
+}
+
+static const ap_slotmem_provider_t provider = {
+    "sharedmem",
+    slotmem_doall,
+    slotmem_create,
+    slotmem_attach,
+    slotmem_dptr,
+    slotmem_get,
+    slotmem_put,
+    slotmem_num_slots,
+    slotmem_num_free_slots,
+    slotmem_slot_size,
+    slotmem_grab,
+    slotmem_release,
+    slotmem_fgrab
+};
+
+/* ==================== status ==================== */
+
+/* Rows of the page; ?auto has every segment, the total counts every one. */
+#define STATUS_ROWS 200
+#define STATUS_NAME 32   /* characters of a name before it is cut */
+
+/* One segment as people are told of it. */
+typedef struct {
+    const char   *name;
+    const char   *flags;
+    const char   *file;
+    const char   *stored;   /* when */
+    unsigned int  slots;
+    unsigned int  used;
+    apr_size_t    slot_size;
+    apr_uint64_t  memory;
+    const char   *origin;
+} status_t;
+
+static const char *status_flags(apr_pool_t *p, ap_slotmem_type_t type)
+{
+    const char *text = apr_pstrcat(p,
+        type & AP_SLOTMEM_TYPE_PERSIST ? " persist" : "",
+        type & AP_SLOTMEM_TYPE_CLEARINUSE ? " clearinuse" : "",
+        type & AP_SLOTMEM_TYPE_PREGRAB ? " pregrab" : "",
+        type & AP_SLOTMEM_TYPE_NOTMPSAFE ? " notmpsafe" : "", NULL);
+
+    return *text ? text + 1 : "-";
+}
+
+/* The time comes from shared memory: any number, of which a date is made. */
+static const char *status_time(apr_pool_t *p, const ap_slotmem_instance_t *s)
+{
+    apr_time_t when = (apr_time_t)s->header->stored;
+    apr_time_exp_t parts;
+    char *text;
+
+    if (!s->store) {
+        return "-";
+    }
+    if (when <= 0 || when > apr_time_now() + apr_time_from_sec(1)
+        || apr_time_exp_gmt(&parts, when) != APR_SUCCESS) {
+        return "not yet";
+    }
+    text = apr_palloc(p, APR_RFC822_DATE_LEN);
+    apr_rfc822_date(text, when);
+    return text;
+}
+
+static void status_read(apr_pool_t *p, const ap_slotmem_instance_t *s,
+                        status_t *st)
+{
+    st->name = s->name ? s->name : "(anonymous)";
+    st->flags = status_flags(p, s->type);
+    st->file = s->store ? s->store : "-";
+    st->stored = status_time(p, s);
+    st->slots = s->layout.item_num;
+    st->used = table_count(s);
+    st->slot_size = s->layout.item_size;
+    st->memory = layout_request(&s->layout);
+    st->origin = s->origin;
+}
+
+/* A name cut for the page, with the whole of it at hand. */
+static const char *status_name(apr_pool_t *p, const char *name)
+{
+    const char *whole = ap_escape_html(p, ap_escape_logitem(p, name));
+
+    if (strlen(name) <= STATUS_NAME) {
+        return whole;
+    }
+    return apr_pstrcat(p, "<span title=\"", whole, "\">",
+                       ap_escape_html(p, ap_escape_logitem(p,
+                           apr_pstrmemdup(p, name, STATUS_NAME - 3))),
+                       "...</span>", NULL);
+}
+
+static void status_row_auto(request_rec *r, int i, const status_t *st)
+{
+    ap_rprintf(r, "SlotmemSegment%dName: %s\n"
+               "SlotmemSegment%dSlots: %u\n"
+               "SlotmemSegment%dUsed: %u\n"
+               "SlotmemSegment%dSlotSize: %" APR_SIZE_T_FMT "\n"
+               "SlotmemSegment%dBytes: %" APR_UINT64_T_FMT "\n"
+               "SlotmemSegment%dFlags: %s\n"
+               "SlotmemSegment%dFile: %s\n"
+               "SlotmemSegment%dStored: %s\n"
+               "SlotmemSegment%dOrigin: %s\n",
+               i, ap_escape_logitem(r->pool, st->name), i, st->slots,
+               i, st->used, i, st->slot_size, i, st->memory, i, st->flags,
+               i, ap_escape_logitem(r->pool, st->file), i, st->stored,
+               i, st->origin);
+}
+
+static void status_row_html(request_rec *r, const status_t *st)
+{
+    unsigned int percent = st->slots
+        ? (unsigned int)((apr_uint64_t)st->used * 100 / st->slots) : 0;
+
+    ap_rprintf(r, "<tr><td>%s</td><td align=\"right\">%u</td>"
+               "<td align=\"right\">%u</td>"
+               "<td title=\"%u%%\"><span style=\"display:inline-block;"
+               "width:6em;height:.8em;border:1px solid\"><span style=\""
+               "display:block;height:100%%;width:%u%%;"
+               "background:currentColor\"></span></span></td>"
+               "<td align=\"right\">%" APR_SIZE_T_FMT "</td>"
+               "<td align=\"right\">%" APR_UINT64_T_FMT "</td>"
+               "<td>%s</td><td>%s</td><td>%s</td><td>%s</td></tr>\n",
+               status_name(r->pool, st->name), st->slots, st->used, percent,
+               percent, st->slot_size, st->memory, st->flags,
+               ap_escape_html(r->pool, ap_escape_logitem(r->pool, st->file)),
+               st->stored, st->origin);
+}
+
+static void status_head_html(request_rec *r)
+{
+    ap_rputs("<hr />\n<h2>Shared memory slots</h2>\n"
+             "<div style=\"overflow-x:auto\">"
+             "<table border=\"0\" cellpadding=\"4\"><tr>"
+             "<th align=\"left\">Segment</th><th align=\"right\">Slots</th>"
+             "<th align=\"right\">In use</th><th>&nbsp;</th>"
+             "<th align=\"right\">Slot size</th>"
+             "<th align=\"right\">Memory</th><th align=\"left\">Flags</th>"
+             "<th align=\"left\">Stored file</th>"
+             "<th align=\"left\">Last stored</th>"
+             "<th align=\"left\">Began with</th></tr>\n", r);
+}
+
+static void status_total(request_rec *r, int brief, int segments, int shown,
+                         const status_t *sum)
+{
+    if (brief) {
+        ap_rprintf(r, "SlotmemSegments: %d\nSlotmemSlots: %u\n"
+                   "SlotmemUsed: %u\nSlotmemBytes: %" APR_UINT64_T_FMT "\n",
+                   segments, sum->slots, sum->used, sum->memory);
+        return;
+    }
+    ap_rprintf(r, "<tr><th align=\"left\">%d segment%s</th>"
+               "<th align=\"right\">%u</th><th align=\"right\">%u</th>"
+               "<th>&nbsp;</th><th>&nbsp;</th>"
+               "<th align=\"right\">%" APR_UINT64_T_FMT "</th>"
+               "<th colspan=\"4\" align=\"left\">",
+               segments, segments == 1 ? "" : "s", sum->slots, sum->used,
+               sum->memory);
+    if (shown < segments) {
+        ap_rprintf(r, "%d more are listed under ?auto", segments - shown);
+    }
+    else {
+        ap_rputs("&nbsp;", r);
+    }
+    ap_rputs("</th></tr>\n</table></div>\n", r);
+}
+
+/* The section of server-status, for people and (?auto) for programs. */
+static int slotmem_status(request_rec *r, int flags)
+{
+    const int brief = (flags & AP_STATUS_SHORT) != 0;
+    const ap_slotmem_instance_t *s;
+    status_t one, sum;
+    int segments = 0, shown = 0;
+
+    memset(&sum, 0, sizeof(sum));
+    if (!registry.pool) {
+        return DECLINED;
+    }
+    if (!brief) {
+        status_head_html(r);
+    }
+    registry_lock();
+    for (s = registry.first; s; s = s->next, segments++) {
+        status_read(r->pool, s, &one);
+        sum.slots += one.slots;
+        sum.used += one.used;
+        sum.memory += one.memory;
+        if (brief) {
+            status_row_auto(r, segments, &one);
+        }
+        else if (shown < STATUS_ROWS) {
+            status_row_html(r, &one);
+            shown++;
+        }
+    }
+    registry_unlock();
+    status_total(r, brief, segments, shown, &sum);
+    return OK;
+}
+
+/* ==================== hooks ==================== */
+
+/* Before any pool of the configuration goes: what is to be kept is stored
+ * while every segment is still there. */
+static apr_status_t close_store(void *data)
+{
+    store_t st;
+
+    (void)data;
+    if (self.pid != getpid() || self.is_child) {
+        return APR_SUCCESS;
+    }
+    checkpoint_stop();
+    if (!registry.isolated && checkpoint_wanted()) {
+        persist_store_all(&st, STORE_SUFFIX_STOP);
+    }
+    return APR_SUCCESS;
+}
+
+/* A helper that was killed may have left its new file half written. */
+static void close_sweep_files(void)
+{
+    const ap_slotmem_instance_t *s;
+
+    for (s = registry.first; s && checkpoint.may_have_left_files; s = s->next) {
+        if (s->store) {
+            unlink(name_beside(s->pool, s->store, STORE_SUFFIX_CHECKPOINT));
+        }
+    }
+}
+
+static int server_exits(void)
+{
+#ifdef AP_SQ_MS_EXITING
+    return ap_state_query(AP_SQ_MAIN_STATE) == AP_SQ_MS_EXITING;
+#else
+    return 0;
+#endif
+}
+
+/* After the cleanups of all who were configured after this module: removes
+ * every segment from the system and from this process. */
+static apr_status_t close_remove(void *data)
+{
+    int left;
+
+    (void)data;
+    if (self.pid != getpid() || self.is_child || !registry.pool) {
+        return APR_SUCCESS;
+    }
+    left = orphans_left();
+    close_sweep_files();
+    apr_pool_destroy(registry.pool);
+    memset(&registry, 0, sizeof(registry));
+    orphans = NULL;
+    self.mutex = NULL;
+    marker_end(server_exits(), left);
+    return APR_SUCCESS;
+}
+
+static int slotmem_pre_config(apr_pool_t *pconf, apr_pool_t *plog,
+                              apr_pool_t *ptemp)
+{
+    apr_status_t rv;
+
+    (void)plog;
+    (void)ptemp;
+    retained = ap_retained_data_get(RETAINED_KEY);
+    if (!retained) {
+        retained = ap_retained_data_create(RETAINED_KEY, sizeof(*retained));
+    }
+    orphans = NULL;
+    self.is_child = 0;
+    process_note_self();
+
+    rv = registry_open();
+    if (rv != APR_SUCCESS) {
+        ap_log_error(APLOG_MARK, APLOG_CRIT, rv, NULL,
+                     "slotmem_shm: no memory to begin with");
+        return HTTP_INTERNAL_SERVER_ERROR;
+    }
+    apr_pool_pre_cleanup_register(pconf, NULL, close_store);
+    apr_pool_cleanup_register(pconf, NULL, close_remove,
+                              apr_pool_cleanup_null);
+
+    rv = ap_mutex_register(pconf, MUTEX_TYPE, NULL, APR_LOCK_DEFAULT, 0);
+    return rv == APR_SUCCESS ? OK : HTTP_INTERNAL_SERVER_ERROR;
+}
+
+static int slotmem_post_config(apr_pool_t *pconf, apr_pool_t *plog,
+                               apr_pool_t *ptemp, server_rec *server)
+{
+    apr_status_t rv;
+
+    (void)plog;
+    (void)ptemp;
+    process_note_self(); /* the server may have detached since pre_config */
+    if (!runs_for_real()) {
+        return OK;
+    }
+    rv = ap_global_mutex_create(&self.mutex, NULL, MUTEX_TYPE, NULL, server,
+                                pconf, 0);
+    if (rv != APR_SUCCESS) {
+        return HTTP_INTERNAL_SERVER_ERROR; /* and it has said why */
+    }
+    if (retained->checkpoint_due < apr_time_now() + CHECKPOINT_PAUSE) {
+        retained->checkpoint_due = apr_time_now() + CHECKPOINT_PAUSE;
+    }
+    runtime_claim();
+    return OK;
+}
+
+/* Every module has had its post_config; nobody will ask for what a killed run
+ * left. */
+static int slotmem_pre_mpm(apr_pool_t *p, ap_scoreboard_e sb_type)
+{
+    (void)p;
+    (void)sb_type;
+    takeover_finish();
+    return OK;
+}
+
+static apr_status_t child_close(void *data)
+{
+    close_store(data);
+    return close_remove(data);
+}
+
+static void slotmem_child_init(apr_pool_t *pchild, server_rec *server)
+{
+    apr_status_t rv;
+
+    if (self.pid == getpid()) {
+        /* httpd -X: parent and child are one, and end with this pool. */
+        apr_pool_pre_cleanup_register(pchild, NULL, child_close);
+        return;
+    }
+    self.is_child = 1;
+    process_note_self();
+    /* The marker steers the parent: not for a child to write. */
+    marker_close();
+    /* A thread of the parent's may have held it during the fork. */
+    registry_lock_make();
+
+    rv = apr_global_mutex_child_init(&self.mutex,
+                                     apr_global_mutex_lockfile(self.mutex),
+                                     pchild);
+    if (rv != APR_SUCCESS) {
+        ap_log_error(APLOG_MARK, APLOG_CRIT, rv, server,
+                     "slotmem_shm: cannot open the mutex \"" MUTEX_TYPE "\" "
+                     "in a child; try another mechanism in the Mutex "
+                     "directive");
+    }
+}
+
+static void register_hooks(apr_pool_t *p)
+{
+    static const char *const names[] = { "shm", "shared" };
+    apr_size_t i;
+
+    for (i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        ap_register_provider(p, AP_SLOTMEM_PROVIDER_GROUP, names[i],
+                             AP_SLOTMEM_PROVIDER_VERSION, &provider);
+    }
+    ap_hook_pre_config(slotmem_pre_config, NULL, NULL, APR_HOOK_REALLY_FIRST);
+    ap_hook_post_config(slotmem_post_config, NULL, NULL,
+                        APR_HOOK_REALLY_FIRST);
+    ap_hook_pre_mpm(slotmem_pre_mpm, NULL, NULL, APR_HOOK_REALLY_LAST);
+    ap_hook_child_init(slotmem_child_init, NULL, NULL, APR_HOOK_REALLY_FIRST);
+    ap_hook_monitor(checkpoint_monitor, NULL, NULL, APR_HOOK_MIDDLE);
+    APR_OPTIONAL_HOOK(ap, status_hook, slotmem_status, NULL, NULL,
+                      APR_HOOK_MIDDLE);
+}
+
+module AP_MODULE_DECLARE_DATA slotmem_shm_module = {
+    STANDARD20_MODULE_STUFF,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    register_hooks,
+#ifdef AP_MODULE_FLAG_NONE
+    AP_MODULE_FLAG_NONE
+#endif
+};
