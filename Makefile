@@ -1,11 +1,34 @@
-# Builds, tests and installs mod_slotmem_shm outside an httpd source tree.
-# Inside one, config.m4 and Makefile.in do.
+# Builds, tests and installs mod_slotmem_shm outside an httpd source tree;
+# inside one, config.m4 and Makefile.in do.
+#
+#   make            build it with $(APXS)
+#   make install    install it with apxs; it is not activated
+#   make demo       the main job on live traffic, told as it runs
+#   make check      every test
+#   make help       the rest
+#
+# `demo` and `check` install what they need first, as root, and say so.
 
-APXS   ?= apxs
-PYTHON ?= /usr/bin/python3
+APXS       ?= apxs
+CC         ?= cc
+CLANG      ?= clang
+PYTHON     ?= /usr/bin/python3
+# Tests wait more than they work.
+JOBS       ?= 4
+PYTEST      = $(PYTHON) -B -m pytest -p no:cacheprovider -q
+PYTEST_ARGS ?=
 
-MODULE    = .libs/mod_slotmem_shm.so
-SOURCES   = mod_slotmem_shm.c include/mod_slotmem_shm.h
+MODULE      = .libs/mod_slotmem_shm.so
+SOURCES     = mod_slotmem_shm.c include/mod_slotmem_shm.h
+WARNINGS    = -Wall -Wextra -Wshadow -Wconversion
+# What apxs would pass, for compilers that are called without it.
+APR_CONFIG  = $$($(APXS) -q APR_CONFIG)
+APU_CONFIG  = $$($(APXS) -q APU_CONFIG)
+FLAGS       = -Iinclude -I$$($(APXS) -q INCLUDEDIR) \
+              $$($(APR_CONFIG) --cppflags --includes) \
+              $$($(APU_CONFIG) --includes)
+
+export APXS PYTHON
 
 all: $(MODULE)
 
@@ -15,7 +38,109 @@ $(MODULE): $(SOURCES)
 install: $(MODULE)
 	$(APXS) -i -n slotmem_shm mod_slotmem_shm.la
 
-clean:
-	rm -rf .libs build mod_slotmem_shm.la mod_slotmem_shm.lo mod_slotmem_shm.slo mod_slotmem_shm.o
+help:
+	@sed -n 's/^#   //p' Makefile
+	@echo 'make lint       warnings of gcc and clang, cppcheck, clang-format'
+	@echo 'make unit       table, locks and layout outside httpd, sanitizers, valgrind'
+	@echo 'make model      the spin models, and their mutations'
+	@echo 'make fuzz       libFuzzer over restore and headers (FUZZ_SECONDS)'
+	@echo 'make test       the tests in a live httpd alone (PYTEST_ARGS)'
+	@echo 'make soak       processes that are killed, as long as one wants (SOAK_SECONDS)'
+	@echo 'make hostile    children that overwrite everything (HOSTILE_SECONDS)'
+	@echo 'make torture    balancer under ab: restarts and kills, lost of how many'
+	@echo 'make bench      ours and stock side by side; bench-plot, bench-scale'
+	@echo 'make callgrind  instructions of the hot calls against the kept table'
+	@echo 'make screenshot the status page for the README'
+	@echo 'make check-intree   build and test inside an httpd source tree'
+	@echo 'make portability    compilers, standards, word sizes, other APR builds'
+	@echo 'make format     clang-format the C sources'
+	@echo 'make clean'
 
-.PHONY: all install clean
+# -- what a bare machine lacks --
+
+deps-%:
+	@sh test/install-deps.sh $*
+
+# -- the two commands --
+
+demo: deps-demo
+	@$(MAKE) --no-print-directory all
+	@bash test/demo/demo.sh
+
+check: deps-check
+	@$(MAKE) --no-print-directory all
+	$(MAKE) --no-print-directory lint unit model fuzz
+	$(MAKE) --no-print-directory test
+
+# -- the parts of check --
+
+C_SOURCES = $$(find mod_slotmem_shm.c include test -name '*.[ch]')
+
+lint:
+	$(CC) -std=gnu11 -O2 $(WARNINGS) -Werror $(FLAGS) -fsyntax-only mod_slotmem_shm.c
+	$(CLANG) -std=gnu11 -O2 $(WARNINGS) -Werror $(FLAGS) -fsyntax-only mod_slotmem_shm.c
+	cppcheck --quiet --std=c11 --enable=warning,performance,portability \
+	    --inline-suppr --error-exitcode=1 --suppress=missingIncludeSystem \
+	    -D__linux__ -D__x86_64__ -D__GNUC__=12 '-DAPLOGNO(n)=' \
+	    '-DAPR_PID_T_FMT="d"' '-DAPR_SIZE_T_FMT="lu"' \
+	    '-DAPR_UINT64_T_FMT="lu"' -DATOMIC_LLONG_LOCK_FREE=2 \
+	    -DAPR_HAS_FORK=1 -DAPR_HAS_SHARED_MEMORY=1 -DAPR_HAS_THREADS=1 \
+	    -Iinclude mod_slotmem_shm.c
+	clang-format --dry-run -Werror $(C_SOURCES)
+	for script in .ci/run $$(find test -name '*.sh'); do bash -n $$script || exit 1; done
+
+unit:
+	bash test/unit/run.sh
+
+model:
+	bash test/model/run.sh
+
+fuzz:
+	bash test/fuzz/run.sh
+	bash test/fuzz/run-header.sh
+
+test: $(MODULE)
+	$(PYTEST) -n $(JOBS) --dist loadfile test $(PYTEST_ARGS)
+
+# -- longer runs --
+
+soak: $(MODULE)
+	$(PYTHON) -B test/soak.py
+
+hostile: $(MODULE)
+	$(PYTHON) -B test/hostile.py
+
+torture: $(MODULE)
+	$(PYTHON) -B test/torture.py
+
+bench: deps-bench $(MODULE)
+	$(PYTHON) -B test/bench/bench.py
+
+bench-plot: deps-bench $(MODULE)
+	$(PYTHON) -B test/bench/bench.py --plot build/bench/processes.svg
+
+bench-scale: deps-bench $(MODULE)
+	$(PYTHON) -B test/bench/scale.py
+
+callgrind: deps-bench $(MODULE)
+	$(PYTHON) -B test/bench/callgrind.py --check
+
+screenshot: deps-screenshot $(MODULE)
+	$(PYTHON) -B test/screenshot/screenshot.py
+
+check-intree:
+	bash test/intree/run.sh
+
+portability:
+	bash test/portability/run.sh
+
+format:
+	clang-format -i $(C_SOURCES)
+
+clean:
+	rm -rf .libs build mod_slotmem_shm.la mod_slotmem_shm.lo \
+	    mod_slotmem_shm.slo mod_slotmem_shm.o
+
+.PHONY: all install help demo check lint unit model fuzz test soak hostile \
+        torture bench bench-plot bench-scale callgrind screenshot \
+        check-intree portability format clean

@@ -104,6 +104,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 module AP_MODULE_DECLARE_DATA slotmem_shm_module;
@@ -1324,7 +1325,8 @@ static apr_status_t memory_back(void *base, apr_size_t len)
 #endif
     for (at = start; at < end; at += page) {
         volatile char *byte = at < (char *)base ? base : at;
-        *byte = *byte;
+        char held = *byte;
+        *byte = held;
     }
     return APR_SUCCESS;
 }
@@ -1492,6 +1494,7 @@ static struct {
 #if APR_HAS_THREADS
     apr_thread_mutex_t    *lock;
 #endif
+    int                    claimed;  /* runtime_claim has been called       */
     int                    isolated; /* another httpd owns the directory    */
 } registry;
 
@@ -1991,6 +1994,24 @@ static void store_end(store_t *st)
 #define STORE_SUFFIX_STOP       ".new"
 #define STORE_SUFFIX_CHECKPOINT ".checkpoint"
 
+/* New files that a killed process left half written. */
+static void store_sweep(const ap_slotmem_instance_t *s, apr_pool_t *p)
+{
+    unlink(name_beside(p, s->store, STORE_SUFFIX_STOP));
+    unlink(name_beside(p, s->store, STORE_SUFFIX_CHECKPOINT));
+}
+
+static void store_sweep_all(void)
+{
+    const ap_slotmem_instance_t *s;
+
+    for (s = registry.first; s; s = s->next) {
+        if (s->store) {
+            store_sweep(s, s->pool);
+        }
+    }
+}
+
 /* Stores every segment that is to be. */
 static apr_status_t persist_store_all(store_t *st, const char *suffix)
 {
@@ -2253,6 +2274,7 @@ static void persist_restore(ap_slotmem_instance_t *s)
     apr_pool_t *p;
 
     apr_pool_create(&p, s->pool);
+    store_sweep(s, p);
     k.buffer = malloc(SINK_SIZE);
     rv = k.buffer ? restore_open(&k.file, s->store, &size, p) : APR_ENOMEM;
     if (rv == APR_SUCCESS) {
@@ -2309,7 +2331,11 @@ static void persist_restore(ap_slotmem_instance_t *s)
  * neither delay the stop for long nor replace what was stored after it: the
  * SIGKILL is waiting for it when the kernel lets go.
  */
+#ifndef CHECKPOINT_PAUSE      /* tests are built with a shorter one */
 #define CHECKPOINT_PAUSE      apr_time_from_sec(10)
+#endif
+#define CHECKPOINT_EARLY      apr_time_from_sec(1) /* the hook comes about every
+                                     10 s: better one early than ten late   */
 #define CHECKPOINT_SHARE      50                /* of the time it took      */
 #define CHECKPOINT_BYTES_SEC  65536
 #define CHECKPOINT_SLOW       apr_time_from_sec(300)
@@ -2325,7 +2351,6 @@ static struct {
     apr_pool_t *pool;    /* NULL: no helper runs */
     apr_time_t  began;
     int         was_slow;
-    int         may_have_left_files;
 } checkpoint;
 
 static apr_time_t checkpoint_pause(int code)
@@ -2394,15 +2419,20 @@ static void checkpoint_forget(void)
 
 static void checkpoint_ended(int status)
 {
-    int told = status >= CHECKPOINT_CODE;
+    int told;
 
+    /* The MPM passes on the exit status; APR, when it is APR that finds the
+     * helper gone at a stop or restart, the whole word that waitpid() wrote. */
+    if (status > 0xff) {
+        status = WEXITSTATUS(status);
+    }
+    told = status >= CHECKPOINT_CODE;
     checkpoint_forget();
-    retained->checkpoint_due = apr_time_now() + checkpoint_pause(status);
-    checkpoint.may_have_left_files |= !told;
+    retained->checkpoint_due = checkpoint.began + checkpoint_pause(status);
     ap_log_error(APLOG_MARK, told ? APLOG_TRACE1 : APLOG_WARNING, 0,
                  ap_server_conf,
                  "slotmem_shm: checkpoint process %" APR_PID_T_FMT " ended "
-                 "with status %d%s; the next one begins in %d s",
+                 "with status %d%s; the next one begins %d s after it did",
                  checkpoint.proc.pid, status,
                  told ? "" : ", before it had stored everything",
                  (int)apr_time_sec(checkpoint_pause(status)));
@@ -2437,7 +2467,6 @@ static void checkpoint_stop(void)
     if (!checkpoint.pool) {
         return;
     }
-    checkpoint.may_have_left_files = 1;
     kill(checkpoint.proc.pid, SIGKILL);
     do {
         rv = apr_proc_wait(&checkpoint.proc, NULL, NULL, APR_NOWAIT);
@@ -2476,8 +2505,9 @@ static void checkpoint_start(void)
         retained->checkpoint_due = apr_time_now() + CHECKPOINT_PAUSE;
         return;
     }
-    apr_proc_other_child_register(&checkpoint.proc, checkpoint_maintain, NULL,
-                                  NULL, checkpoint.pool);
+    /* APR finds a registration again by its data: NULL may be another's. */
+    apr_proc_other_child_register(&checkpoint.proc, checkpoint_maintain,
+                                  &checkpoint, NULL, checkpoint.pool);
     ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf,
                  "slotmem_shm: checkpoint process %" APR_PID_T_FMT " began",
                  checkpoint.proc.pid);
@@ -2515,7 +2545,8 @@ static int checkpoint_monitor(apr_pool_t *p, server_rec *server)
         }
         return OK;
     }
-    if (now >= retained->checkpoint_due && checkpoint_wanted()) {
+    if (now + CHECKPOINT_EARLY >= retained->checkpoint_due
+        && checkpoint_wanted()) {
         checkpoint_start();
     }
     return OK;
@@ -2920,6 +2951,10 @@ static void runtime_claim(void)
     pid_t holder = 0;
     apr_status_t rv;
 
+    if (registry.claimed) {
+        return;
+    }
+    registry.claimed = 1;
     if (retained->marker && retained->pid == getpid()
         && path && !strcmp(path, retained->marker_path)) {
         return;
@@ -3248,7 +3283,8 @@ static apr_status_t segment_attach(ap_slotmem_instance_t *s)
 /*
  * A child makes a segment: its siblings shall find it, so it must have a name,
  * and who comes second gets what the first one made.  Both are settled under
- * the global mutex.  The object outlives the child: the parent removes it.
+ * the global mutex.  The object outlives the child, since httpd's children
+ * end without destroying this pool; the parent removes it (shm_sweep).
  */
 static apr_status_t segment_map_child(ap_slotmem_instance_t *s)
 {
@@ -3272,8 +3308,6 @@ static apr_status_t segment_map_child(ap_slotmem_instance_t *s)
                    ? APR_SUCCESS : APR_EINVAL;
         }
         s->layout = wanted;
-        /* Its owner is this pool no longer: the object must not go with the
-         * child that happened to make it. */
         rv = memory_create(&m);
     }
     if (rv == APR_SUCCESS) {
@@ -3576,16 +3610,13 @@ static apr_size_t slotmem_slot_size(ap_slotmem_instance_t *s)
     return s ? s->layout.item_size : 0;
 }
 
-/* A consumer that keeps asking for what it cannot have shall not fill the
- * disk with log lines: one a second and process. */
-static int log_now(void)
+static const char *segment_name(const ap_slotmem_instance_t *s)
 {
-    static _Atomic apr_int64_t last;
-    apr_int64_t now = apr_time_sec(apr_time_now());
-
-    return atomic_exchange_explicit(&last, now, memory_order_relaxed) != now;
+    return s->name ? s->name : "anonymous";
 }
 
+/* Whether a refusal matters is for the caller to know and to say, so these
+ * calls log at debug, as httpd's own module does. */
 static apr_status_t slotmem_grab(ap_slotmem_instance_t *s, unsigned int *id)
 {
     unsigned int found;
@@ -3597,12 +3628,10 @@ static apr_status_t slotmem_grab(ap_slotmem_instance_t *s, unsigned int *id)
         *id = found;
         return APR_SUCCESS;
     }
-    if (log_now()) {
-        ap_log_error(APLOG_MARK, APLOG_ERR, 0, ap_server_conf, APLOGNO(02293)
-                     "slotmem(%s) grab failed. Num %u/num_free %u: every slot "
-                     "is in use", s->name ? s->name : "anonymous",
-                     s->layout.item_num, slotmem_num_free_slots(s));
-    }
+    ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf, APLOGNO(02293)
+                 "slotmem(%s) grab failed. Num %u/num_free %u",
+                 segment_name(s), s->layout.item_num,
+                 slotmem_num_free_slots(s));
     return APR_EINVAL;
 }
 
@@ -3611,37 +3640,33 @@ static apr_status_t slotmem_fgrab(ap_slotmem_instance_t *s, unsigned int id)
     if (!s) {
         return APR_ENOSHMAVAIL;
     }
-    if (id >= s->layout.item_num) {
-        if (log_now()) {
-            ap_log_error(APLOG_MARK, APLOG_ERR, 0, ap_server_conf,
-                         APLOGNO(02397) "slotmem(%s) fgrab failed. Num %u/"
-                         "num_free %u: there is no slot %u",
-                         s->name ? s->name : "anonymous", s->layout.item_num,
-                         slotmem_num_free_slots(s), id);
-        }
-        return APR_EINVAL;
+    if (id < s->layout.item_num) {
+        table_fgrab(s, id);
+        return APR_SUCCESS;
     }
-    table_fgrab(s, id);
-    return APR_SUCCESS;
+    ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf, APLOGNO(02397)
+                 "slotmem(%s) fgrab failed. Num %u: no slot %u",
+                 segment_name(s), s->layout.item_num, id);
+    return APR_EINVAL;
 }
 
 static apr_status_t slotmem_release(ap_slotmem_instance_t *s, unsigned int id)
 {
-    apr_status_t rv;
+    apr_status_t rv = APR_EINVAL;
 
     if (!s) {
         return APR_ENOSHMAVAIL;
     }
-    if (id < s->layout.item_num && table_release(s, id)) {
-        return APR_SUCCESS;
+    if (id < s->layout.item_num) {
+        if (table_release(s, id)) {
+            return APR_SUCCESS;
+        }
+        rv = APR_NOTFOUND;
     }
-    rv = id < s->layout.item_num ? APR_NOTFOUND : APR_EINVAL;
-    if (log_now()) {
-        ap_log_error(APLOG_MARK, APLOG_ERR, 0, ap_server_conf, APLOGNO(02294)
-                     "slotmem(%s) release failed. Num %u: slot %u %s",
-                     s->name ? s->name : "anonymous", s->layout.item_num, id,
-                     rv == APR_NOTFOUND ? "is not in use" : "does not exist");
-    }
+    ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf, APLOGNO(02294)
+                 "slotmem(%s) release failed. Num %u: slot %u %s",
+                 segment_name(s), s->layout.item_num, id,
+                 rv == APR_NOTFOUND ? "is not in use" : "does not exist");
     return rv;
 }
 
@@ -3861,22 +3886,11 @@ static apr_status_t close_store(void *data)
         return APR_SUCCESS;
     }
     checkpoint_stop();
-    if (!registry.isolated && checkpoint_wanted()) {
+    if (checkpoint_wanted()) {
         persist_store_all(&st, STORE_SUFFIX_STOP);
+        store_sweep_all();
     }
     return APR_SUCCESS;
-}
-
-/* A helper that was killed may have left its new file half written. */
-static void close_sweep_files(void)
-{
-    const ap_slotmem_instance_t *s;
-
-    for (s = registry.first; s && checkpoint.may_have_left_files; s = s->next) {
-        if (s->store) {
-            unlink(name_beside(s->pool, s->store, STORE_SUFFIX_CHECKPOINT));
-        }
-    }
 }
 
 static int server_exits(void)
@@ -3899,7 +3913,6 @@ static apr_status_t close_remove(void *data)
         return APR_SUCCESS;
     }
     left = orphans_left();
-    close_sweep_files();
     apr_pool_destroy(registry.pool);
     memset(&registry, 0, sizeof(registry));
     orphans = NULL;
