@@ -96,6 +96,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -203,6 +204,24 @@ static apr_status_t layout_make(layout_t *l, apr_size_t item_size,
     return APR_SUCCESS;
 }
 
+/* What a segment began with. */
+enum origin {
+    ORIGIN_NOTHING,
+    ORIGIN_FILE,
+    ORIGIN_MEMORY,
+    ORIGIN_BAD_FILE,  /* with nothing, though there is a file */
+    ORIGIN_PROCESS,
+    ORIGINS
+};
+
+static const char *const origin_text[ORIGINS] = {
+    "nothing",
+    "stored file",
+    "memory of a killed run",
+    "nothing (file put aside)",
+    "another process"
+};
+
 /* A segment as one process sees it.  Everything here is private; a pointer
  * into shared memory is one to a shared_word, a slot_lock_t, the header, or
  * the slots. */
@@ -220,7 +239,7 @@ struct ap_slotmem_instance_t {
     const char       *store;    /* stored file; NULL: none                 */
     apr_pool_t       *pool;     /* holds this struct and the mapping       */
     apr_shm_t        *shm;
-    const char       *origin;   /* for people: what it began with          */
+    enum origin       origin;   /* what it began with, for people          */
     unsigned char     digest[APR_MD5_DIGESTSIZE];
     int               has_digest; /* the file bears this digest            */
     ap_slotmem_instance_t *next;  /* in order of creation                  */
@@ -1259,8 +1278,15 @@ static apr_status_t span_read(ap_slotmem_instance_t *s, unsigned int id,
  * looking whether it gave anything, and write the first page of an object
  * whose file system may have no page left: SIGSEGV and SIGBUS, in the root
  * parent.  So APR's calls, and whatever first touches a page, run under a
- * guard that turns both signals into an error.  Only the thread that asked
- * is caught; a fault of any other goes where it would have gone.
+ * guard that turns both signals into an error.
+ *
+ * Nor does memory stay.  A child can give pages of a segment back to the
+ * system (madvise with MADV_REMOVE) and use up what there is, and then even
+ * to read one is a SIGBUS.  So whatever the parent reads of memory that
+ * children have had, it reads under the guard.
+ *
+ * Only the thread that asked is caught; a fault of any other goes where it
+ * would have gone.
  */
 static _Thread_local sigjmp_buf *guard_env;
 static struct sigaction guard_old_bus, guard_old_segv;
@@ -1277,7 +1303,8 @@ static void guard_handler(int signum)
 }
 
 /* Runs fn(ctx); APR_ENOMEM if it touched memory that is not there.  Called
- * with the registry lock held, so one at a time in a process. */
+ * with the registry lock held, or by the only thread of the parent, so one
+ * at a time in a process. */
 static apr_status_t guarded(apr_status_t (*fn)(void *ctx), void *ctx)
 {
     struct sigaction action;
@@ -1354,19 +1381,25 @@ static apr_status_t memory_attach_unguarded(void *ctx)
 {
     memory_t *m = ctx;
     apr_status_t rv = apr_shm_attach(&m->shm, m->key, m->pool);
+    apr_size_t size;
     char *base;
 
     if (rv != APR_SUCCESS) {
         return rv;
     }
-    /* The size APR knows was read from the object, by a name that anyone may
-     * have used: what counts is whether the pages are there.  An address in
-     * the last page is what APR makes of a mapping that failed. */
+    /* APR has the size from the first word of the object, which is anyone's
+     * to write, and takes 8 from it: of a 7 it makes the largest size there
+     * is, over a mapping of one page.  What counts in the end is whether the
+     * pages are there, and no more of them than are asked for, since they are
+     * made if need be.  An address in the first page is what APR makes of a
+     * mapping that failed. */
     base = apr_shm_baseaddr_get(m->shm);
-    if (apr_shm_size_get(m->shm) < m->size || (apr_uintptr_t)base < 4096) {
+    size = apr_shm_size_get(m->shm);
+    if (size > ~(apr_size_t)0 / 2 || size < m->size
+        || (apr_uintptr_t)base < 4096) {
         return APR_EINVAL;
     }
-    m->size = apr_shm_size_get(m->shm);
+    m->size = m->size ? m->size : size;
     return memory_back(base, m->size);
 }
 
@@ -1637,21 +1670,20 @@ static apr_status_t sink_room(sink_t *k, apr_size_t len, unsigned char **at)
     return APR_SUCCESS;
 }
 
-/* The in-use table as it is now; as the file has it, so empty if the type
- * says that it is to be cleared.  The children's own table stays as it is. */
-static apr_status_t used_read(const ap_slotmem_instance_t *s, used_t *u)
+/* What guarded() is to read of a segment, and to where. */
+typedef struct {
+    const ap_slotmem_instance_t *s;
+    used_t                      *used;
+    const used_t                *known; /* for the sink */
+    sink_t                      *sink;
+} read_t;
+
+static apr_status_t used_read_unguarded(void *ctx)
 {
+    const ap_slotmem_instance_t *s = ((read_t *)ctx)->s;
+    used_t *u = ((read_t *)ctx)->used;
     apr_size_t w;
 
-    u->count = s->layout.levels ? s->layout.level_words[0] : 0;
-    u->used = 0;
-    u->words = calloc(u->count + 1, sizeof(*u->words));
-    if (!u->words) {
-        return APR_ENOMEM;
-    }
-    if (s->type & AP_SLOTMEM_TYPE_CLEARINUSE) {
-        return APR_SUCCESS;
-    }
     for (w = 0; w < u->count; w++) {
         u->words[w] = atomic_load_explicit(&s->level[0][w],
                                            memory_order_acquire)
@@ -1659,6 +1691,22 @@ static apr_status_t used_read(const ap_slotmem_instance_t *s, used_t *u)
         u->used += word_count(u->words[w]);
     }
     return APR_SUCCESS;
+}
+
+/* The in-use table as it is now; as the file has it, so empty if the type
+ * says that it is to be cleared.  The children's own table stays as it is. */
+static apr_status_t used_read(const ap_slotmem_instance_t *s, used_t *u)
+{
+    read_t r = { s, u, NULL, NULL };
+
+    u->count = s->layout.levels ? s->layout.level_words[0] : 0;
+    u->used = 0;
+    u->words = calloc(u->count + 1, sizeof(*u->words));
+    if (!u->words) {
+        return APR_ENOMEM;
+    }
+    return s->type & AP_SLOTMEM_TYPE_CLEARINUSE
+           ? APR_SUCCESS : guarded(used_read_unguarded, &r);
 }
 
 static apr_status_t emit_slots(const ap_slotmem_instance_t *s, sink_t *k)
@@ -1692,10 +1740,11 @@ static apr_status_t emit_slots(const ap_slotmem_instance_t *s, sink_t *k)
     return APR_SUCCESS;
 }
 
-/* Everything up to the digest. */
-static apr_status_t image_emit(const ap_slotmem_instance_t *s,
-                               const used_t *u, sink_t *k)
+static apr_status_t image_emit_unguarded(void *ctx)
 {
+    const ap_slotmem_instance_t *s = ((read_t *)ctx)->s;
+    const used_t *u = ((read_t *)ctx)->known;
+    sink_t *k = ((read_t *)ctx)->sink;
     unsigned int free_slots = s->layout.item_num - u->used, id;
     unsigned char *at;
     apr_status_t rv;
@@ -1715,6 +1764,28 @@ static apr_status_t image_emit(const ap_slotmem_instance_t *s,
         }
     }
     return rv == APR_SUCCESS ? sink_flush(k) : rv;
+}
+
+/* Everything up to the digest. */
+static apr_status_t image_emit(const ap_slotmem_instance_t *s,
+                               const used_t *u, sink_t *k)
+{
+    read_t r = { s, NULL, u, k };
+
+    return guarded(image_emit_unguarded, &r);
+}
+
+/* When the segment was stored is told to all, and matters to none. */
+static apr_status_t stored_note_unguarded(void *ctx)
+{
+    ((ap_slotmem_instance_t *)ctx)->header->stored
+        = (apr_uint64_t)apr_time_now();
+    return APR_SUCCESS;
+}
+
+static void stored_note(ap_slotmem_instance_t *s)
+{
+    (void)guarded(stored_note_unguarded, s);
 }
 
 static void desc_make(unsigned char *to, apr_size_t item_size,
@@ -1888,7 +1959,7 @@ static void store_commit_one(store_t *st, stored_t *done)
     }
     store_renamed(st, done->s->store);
     st->written++;
-    done->s->header->stored = (apr_uint64_t)apr_time_now();
+    stored_note(done->s);
 }
 
 static void store_commit(store_t *st)
@@ -1930,11 +2001,12 @@ static void persist_store(store_t *st, ap_slotmem_instance_t *s)
     next->path = name_beside(st->pool, s->store, st->suffix);
     if (rv != APR_SUCCESS) {
         store_log_failure(st, rv, s, "getting memory for", next->path);
+        free(used.words);
         return;
     }
     if (image_is_stored(s, &used, &st->sink, st->pool)) {
         st->unchanged++;
-        s->header->stored = (apr_uint64_t)apr_time_now();
+        stored_note(s);
         free(used.words);
         return;
     }
@@ -1948,7 +2020,8 @@ static void persist_store(store_t *st, ap_slotmem_instance_t *s)
     else if ((rv = image_write(s, &used, &st->sink, next->file))
              != APR_SUCCESS) {
         s->has_digest = 0;
-        store_log_failure(st, rv, s, "writing", next->path);
+        store_log_failure(st, rv, s, rv == APR_ENOMEM ? "reading memory for"
+                                                      : "writing", next->path);
         apr_file_close(next->file);
         apr_file_remove(next->path, st->pool);
     }
@@ -2225,12 +2298,13 @@ static enum restored image_find(ap_slotmem_instance_t *s, sink_t *k,
 
 /* The file cannot be used: it is put aside, in place of one that was put
  * aside before, so that a person can look at it and no store replaces it. */
-static void store_put_aside(const ap_slotmem_instance_t *s, const char *why,
+static void store_put_aside(ap_slotmem_instance_t *s, const char *why,
                             apr_status_t rv, apr_pool_t *p)
 {
     const char *aside = name_beside(p, s->store, ".rejected");
     apr_status_t moved = apr_file_rename(s->store, aside, p);
 
+    s->origin = ORIGIN_BAD_FILE;
     if (moved == APR_SUCCESS) {
         ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
                      APLOGNO(02551) "slotmem_shm: %s: %s; %s starts empty, and "
@@ -2289,7 +2363,8 @@ static void persist_restore(ap_slotmem_instance_t *s)
 
     switch (result) {
     case RESTORED:
-        s->origin = "stored file";
+        s->origin = ORIGIN_FILE;
+        s->header->stored = (apr_uint64_t)apr_time_now();
         ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
                      APLOGNO(02335) "restoring %s: %u of %u slots in use",
                      s->store, table_count(s), s->layout.item_num);
@@ -2813,14 +2888,26 @@ static char *marker_text(apr_pool_t *p)
     return text;
 }
 
+/* Is that the header of the segment that the marker lists? */
+static apr_status_t orphan_check_unguarded(void *ctx)
+{
+    const orphan_t *o = ctx;
+    struct slotmem_shm_header *h = header_at(apr_shm_baseaddr_get(o->memory.shm));
+    ap_slotmem_type_t type = 0;
+    layout_t found;
+    apr_status_t rv = header_check(h, o->memory.size - SLOTMEM_SHM_ALIGN,
+                                   o->run, &found, &type);
+
+    return rv == APR_SUCCESS && type == o->type
+           && found.item_size == o->item_size && found.item_num == o->item_num
+           ? APR_SUCCESS : APR_EINVAL;
+}
+
 /* Lays the orphan over its memory, if that is to be believed. */
 static apr_status_t orphan_map(orphan_t *o, apr_pool_t *p)
 {
     ap_slotmem_instance_t *s = apr_pcalloc(p, sizeof(*s));
-    ap_slotmem_type_t type = 0;
-    layout_t found;
     apr_status_t rv;
-    char *base;
 
     s->name = o->name;
     s->type = o->type;
@@ -2836,16 +2923,12 @@ static apr_status_t orphan_map(orphan_t *o, apr_pool_t *p)
     if (rv != APR_SUCCESS) {
         return rv;
     }
-    base = apr_shm_baseaddr_get(o->memory.shm);
-    segment_lay(s, base);
-    rv = header_check(s->header,
-                      o->memory.size - (apr_size_t)((char *)s->header - base),
-                      o->run, &found, &type);
-    if (rv != APR_SUCCESS || type != o->type
-        || found.item_size != o->item_size || found.item_num != o->item_num) {
+    rv = guarded(orphan_check_unguarded, o);
+    if (rv != APR_SUCCESS) {
         apr_shm_detach(o->memory.shm);
-        return APR_EINVAL;
+        return rv;
     }
+    segment_lay(s, apr_shm_baseaddr_get(o->memory.shm));
     o->s = s;
     return APR_SUCCESS;
 }
@@ -3035,16 +3118,19 @@ static void torn_carry_all(ap_slotmem_instance_t *s,
     }
 }
 
-/* Copies a killed run's segment into the fresh one, by the rule of a stored
- * file: nothing of it may be cut off. */
-static int adopt_fill(ap_slotmem_instance_t *s, const ap_slotmem_instance_t *old)
+/* What a killed run left, and the fresh segment that it is to fill. */
+typedef struct {
+    ap_slotmem_instance_t       *s;
+    const ap_slotmem_instance_t *old;
+} adopt_t;
+
+static apr_status_t adopt_copy_unguarded(void *ctx)
 {
+    ap_slotmem_instance_t *s = ((adopt_t *)ctx)->s;
+    const ap_slotmem_instance_t *old = ((adopt_t *)ctx)->old;
     unsigned int id;
     int cut = 0;
 
-    if (old->layout.item_size != s->layout.item_size || old->type != s->type) {
-        return 0;
-    }
     image_take_slots(s, 0, (const unsigned char *)old->slots,
                      old->layout.slots_len, &cut);
     if (!(s->type & AP_SLOTMEM_TYPE_CLEARINUSE) && old->layout.levels) {
@@ -3057,13 +3143,26 @@ static int adopt_fill(ap_slotmem_instance_t *s, const ap_slotmem_instance_t *old
             table_fgrab(s, id);
         }
     }
-    if (cut) {
+    torn_carry_all(s, old);
+    return cut ? APR_EMISMATCH : APR_SUCCESS;
+}
+
+/* Copies a killed run's segment into the fresh one, by the rule of a stored
+ * file: nothing of it may be cut off. */
+static int adopt_fill(ap_slotmem_instance_t *s, const ap_slotmem_instance_t *old)
+{
+    adopt_t a = { s, old };
+
+    if (old->layout.item_size != s->layout.item_size || old->type != s->type) {
+        return 0;
+    }
+    if (guarded(adopt_copy_unguarded, &a) != APR_SUCCESS) {
         segment_wipe(s);
         return 0;
     }
     table_hint_all(s);
-    torn_carry_all(s, old);
-    s->origin = "memory of a killed run";
+    s->origin = ORIGIN_MEMORY;
+    s->header->stored = (apr_uint64_t)apr_time_now(); /* by orphans_store */
     ap_log_error(APLOG_MARK, APLOG_NOTICE, 0, ap_server_conf,
                  "slotmem_shm: %s goes on with the memory of a run that was "
                  "killed: %u of %u slots in use", s->name, table_count(s),
@@ -3275,7 +3374,7 @@ static apr_status_t segment_attach(ap_slotmem_instance_t *s)
         return rv;
     }
     s->shm = m.shm;
-    s->origin = "another process";
+    s->origin = ORIGIN_PROCESS;
     segment_lay(s, base);
     return APR_SUCCESS;
 }
@@ -3357,7 +3456,7 @@ static apr_status_t segment_create(ap_slotmem_instance_t **made,
     s = apr_pcalloc(pool, sizeof(*s));
     s->pool = pool;
     s->type = type;
-    s->origin = "nothing";
+    s->origin = ORIGIN_NOTHING;
     rv = layout_make(&s->layout, item_size, item_num);
     if (rv == APR_SUCCESS && memory_exceeds_machine(layout_request(&s->layout))) {
         rv = APR_ENOMEM;
@@ -3430,7 +3529,7 @@ static apr_status_t slotmem_create(ap_slotmem_instance_t **inst,
                  "create %s: %" APR_SIZE_T_FMT "/%u%s%s",
                  name ? name : "anonymous", item_size, item_num,
                  rv == APR_SUCCESS ? ", begins with " : "",
-                 rv == APR_SUCCESS ? s->origin
+                 rv == APR_SUCCESS ? origin_text[s->origin]
                  : rv == APR_EINVAL && s ? ": exists already, and smaller"
                                          : " failed");
     if (rv == APR_SUCCESS) {
@@ -3452,7 +3551,9 @@ static apr_status_t attach_by_name(ap_slotmem_instance_t **found,
     s->pool = pool;
     s->name = apr_pstrdup(pool, name);
     s->key = name_key(pool, name, mpm_generation());
-    rv = s->key ? mutex_lock() : APR_EINVAL;
+    /* The parent believes only what it made, and that is in its registry: an
+     * object of that name can but come from a child. */
+    rv = !self.is_child ? APR_ENOENT : s->key ? mutex_lock() : APR_EINVAL;
     if (rv == APR_SUCCESS) {
         rv = segment_attach(s);
         mutex_unlock();
@@ -3503,29 +3604,50 @@ static apr_status_t slotmem_attach(ap_slotmem_instance_t **inst,
     return APR_SUCCESS;
 }
 
+/* The slots in use, ascending.  A word of the table is read again after each
+ * call, since the callback may grab and release. */
+static apr_status_t doall_used(ap_slotmem_instance_t *s,
+                               ap_slotmem_callback_fn_t *func, void *data,
+                               apr_pool_t *pool)
+{
+    apr_size_t w;
+
+    for (w = 0; w < s->layout.level_words[0]; w++) {
+        apr_uint64_t left = ~pad_of(s, 0, w), used;
+
+        while ((used = atomic_load_explicit(&s->level[0][w],
+                                            memory_order_acquire) & left)) {
+            unsigned int bit = lowest_bit(used);
+            apr_status_t rv = func(slot_at(s, (unsigned int)(w * WORD_BITS
+                                                             + bit)),
+                                   data, pool);
+
+            if (rv != APR_SUCCESS) {
+                return rv;
+            }
+            left &= WORD_FULL << bit << 1;
+        }
+    }
+    return APR_SUCCESS;
+}
+
 static apr_status_t slotmem_doall(ap_slotmem_instance_t *s,
                                   ap_slotmem_callback_fn_t *func, void *data,
                                   apr_pool_t *pool)
 {
-    int used_only;
     unsigned int id;
-    apr_status_t rv;
+    apr_status_t rv = APR_SUCCESS;
 
     if (!s) {
         return APR_ENOSHMAVAIL;
     }
-    used_only = (s->type & AP_SLOTMEM_TYPE_PREGRAB) != 0;
-    for (id = 0; id < s->layout.item_num; id++) {
-        /* The table is asked again each time: a callback may release. */
-        if (used_only && (id = table_next_used(s, id)) >= s->layout.item_num) {
-            break;
-        }
-        rv = func(slot_at(s, id), data, pool);
-        if (rv != APR_SUCCESS) {
-            return rv;
-        }
+    if (s->type & AP_SLOTMEM_TYPE_PREGRAB) {
+        return doall_used(s, func, data, pool);
     }
-    return APR_SUCCESS;
+    for (id = 0; id < s->layout.item_num && rv == APR_SUCCESS; id++) {
+        rv = func(slot_at(s, id), data, pool);
+    }
+    return rv;
 }
 
 static apr_status_t slotmem_dptr(ap_slotmem_instance_t *s, unsigned int id,
@@ -3688,24 +3810,95 @@ static const ap_slotmem_provider_t provider = {
 
 /* ==================== status ==================== */
 
-/* Rows of the page; ?auto has every segment, the total counts every one. */
-#define STATUS_ROWS 200
-#define STATUS_NAME 32   /* characters of a name before it is cut */
+/*
+ * What an administrator is told: a section of server-status, the same under
+ * ?auto for programs, and one line in the log when the server has started.
+ *
+ * Keys under ?auto are published (README.md) and read by programs: `Key:
+ * value` lines, keys of letters and digits that begin with Slotmem, totals
+ * first, then SlotmemSegment0..., in the order in which the segments were
+ * made.  Times are seconds since 1970.
+ */
+#define STATUS_ROWS     200   /* on the page; ?auto has every segment        */
+#define STATUS_NAME     40    /* characters of a name before it is cut       */
+#define STATUS_AUTO_MAX 4096  /* of a line: some readers give up at 64 KiB   */
 
-/* One segment as people are told of it. */
 typedef struct {
-    const char   *name;
-    const char   *flags;
-    const char   *file;
-    const char   *stored;   /* when */
-    unsigned int  slots;
-    unsigned int  used;
-    apr_size_t    slot_size;
-    apr_uint64_t  memory;
-    const char   *origin;
-} status_t;
+    int          segments;
+    int          stored;                 /* those that are kept in files     */
+    int          from[ORIGINS];          /* what those began with            */
+    int          mortal;                 /* those whose memory has no name   */
+    apr_uint64_t slots, used, memory;
+    apr_time_t   oldest;                 /* store of all; 0: one has none    */
+} tally_t;
 
-static const char *status_flags(apr_pool_t *p, ap_slotmem_type_t type)
+/* One segment at one moment, so that a row and the total agree while children
+ * change the table. */
+typedef struct {
+    const ap_slotmem_instance_t *s;
+    const char   *name;
+    unsigned int  used;
+    apr_uint64_t  memory;
+    apr_time_t    stored;    /* 0: not yet, or never */
+} row_t;
+
+/* The time comes from shared memory, where a child may write any number. */
+static apr_time_t stored_time(const ap_slotmem_instance_t *s)
+{
+    apr_time_t when = (apr_time_t)s->header->stored;
+
+    return s->store && when > 0
+           && when <= apr_time_now() + apr_time_from_sec(1) ? when : 0;
+}
+
+static void row_read(row_t *row, const ap_slotmem_instance_t *s)
+{
+    row->s = s;
+    row->name = s->name ? s->name : "(anonymous)";
+    row->used = table_count(s);
+    row->memory = layout_request(&s->layout);
+    row->stored = stored_time(s);
+}
+
+static void tally_add(tally_t *t, const row_t *row)
+{
+    const ap_slotmem_instance_t *s = row->s;
+
+    t->segments++;
+    t->slots += s->layout.item_num;
+    t->used += row->used;
+    t->memory += row->memory;
+    if (s->store) {
+        if (t->stored == 0 || row->stored < t->oldest) {
+            t->oldest = row->stored;
+        }
+        t->stored++;
+        t->from[s->origin]++;
+        t->mortal += !s->key;
+    }
+}
+
+/* Every segment of this process.  A copy, since writing to a slow client
+ * under the registry's lock would hold up whoever creates or attaches; a
+ * segment itself stays for as long as the process lives. */
+static apr_array_header_t *rows_read(apr_pool_t *p, tally_t *t)
+{
+    apr_array_header_t *rows = apr_array_make(p, 64, sizeof(row_t));
+    const ap_slotmem_instance_t *s;
+
+    memset(t, 0, sizeof(*t));
+    registry_lock();
+    for (s = registry.first; s; s = s->next) {
+        row_t *row = apr_array_push(rows);
+
+        row_read(row, s);
+        tally_add(t, row);
+    }
+    registry_unlock();
+    return rows;
+}
+
+static const char *flags_text(apr_pool_t *p, ap_slotmem_type_t type)
 {
     const char *text = apr_pstrcat(p,
         type & AP_SLOTMEM_TYPE_PERSIST ? " persist" : "",
@@ -3716,161 +3909,275 @@ static const char *status_flags(apr_pool_t *p, ap_slotmem_type_t type)
     return *text ? text + 1 : "-";
 }
 
-/* The time comes from shared memory: any number, of which a date is made. */
-static const char *status_time(apr_pool_t *p, const ap_slotmem_instance_t *s)
+/* In the units of the rest of the page. */
+static const char *bytes_text(apr_pool_t *p, apr_uint64_t bytes)
 {
-    apr_time_t when = (apr_time_t)s->header->stored;
-    apr_time_exp_t parts;
-    char *text;
+    static const char *const units[] = { "kB", "MB", "GB", "TB" };
+    double value = (double)bytes / 1024;
+    unsigned int unit = 0;
 
-    if (!s->store) {
-        return "-";
+    if (bytes < 1024) {
+        return apr_psprintf(p, "%d B", (int)bytes);
     }
-    if (when <= 0 || when > apr_time_now() + apr_time_from_sec(1)
-        || apr_time_exp_gmt(&parts, when) != APR_SUCCESS) {
-        return "not yet";
+    while (value >= 1024 && unit < sizeof(units) / sizeof(units[0]) - 1) {
+        value /= 1024;
+        unit++;
     }
-    text = apr_palloc(p, APR_RFC822_DATE_LEN);
-    apr_rfc822_date(text, when);
-    return text;
+    return apr_psprintf(p, "%.1f %s", value, units[unit]);
 }
 
-static void status_read(apr_pool_t *p, const ap_slotmem_instance_t *s,
-                        status_t *st)
+static const char *ago_text(apr_pool_t *p, apr_time_t when)
 {
-    st->name = s->name ? s->name : "(anonymous)";
-    st->flags = status_flags(p, s->type);
-    st->file = s->store ? s->store : "-";
-    st->stored = status_time(p, s);
-    st->slots = s->layout.item_num;
-    st->used = table_count(s);
-    st->slot_size = s->layout.item_size;
-    st->memory = layout_request(&s->layout);
-    st->origin = s->origin;
+    apr_int64_t s = apr_time_sec(apr_time_now() - when);
+
+    return s < 0 ? "now"
+         : s < 120 ? apr_psprintf(p, "%d s ago", (int)s)
+         : s < 7200 ? apr_psprintf(p, "%d min ago", (int)(s / 60))
+         : s < 172800 ? apr_psprintf(p, "%d h ago", (int)(s / 3600))
+         : apr_psprintf(p, "%d days ago", (int)(s / 86400));
 }
 
-/* A name cut for the page, with the whole of it at hand. */
-static const char *status_name(apr_pool_t *p, const char *name)
+static const char *date_text(apr_pool_t *p, apr_time_t when)
 {
-    const char *whole = ap_escape_html(p, ap_escape_logitem(p, name));
+    char *text = apr_palloc(p, APR_RFC822_DATE_LEN);
 
-    if (strlen(name) <= STATUS_NAME) {
-        return whole;
+    return apr_rfc822_date(text, when) == APR_SUCCESS ? text : "";
+}
+
+/* Names hold any bytes: control characters and what is not ASCII as \xhh,
+ * since the page is ISO-8859-1, then what HTML reserves. */
+static const char *html_text(apr_pool_t *p, const char *text)
+{
+    return ap_escape_html(p, ap_escape_logitem(p, text));
+}
+
+/* The end of a name from `shown` on, cut, with the whole of it at hand. */
+static const char *html_cut(apr_pool_t *p, const char *whole,
+                            const char *shown)
+{
+    const int cut = strlen(shown) > STATUS_NAME;
+
+    if (shown == whole && !cut) {
+        return html_text(p, whole);
     }
-    return apr_pstrcat(p, "<span title=\"", whole, "\">",
-                       ap_escape_html(p, ap_escape_logitem(p,
-                           apr_pstrmemdup(p, name, STATUS_NAME - 3))),
-                       "...</span>", NULL);
+    return apr_pstrcat(p, "<abbr title=\"", html_text(p, whole), "\">",
+                       cut ? html_text(p, apr_pstrmemdup(p, shown,
+                                                         STATUS_NAME - 3))
+                           : html_text(p, shown),
+                       cut ? "..." : "", "</abbr>", NULL);
 }
 
-static void status_row_auto(request_rec *r, int i, const status_t *st)
+static const char *html_file(apr_pool_t *p, const ap_slotmem_instance_t *s)
 {
-    ap_rprintf(r, "SlotmemSegment%dName: %s\n"
+    const char *slash = s->store ? strrchr(s->store, '/') : NULL;
+
+    return slash ? html_cut(p, s->store, slash + 1) : "-";
+}
+
+static const char *html_stored(apr_pool_t *p, const row_t *row)
+{
+    return !row->s->store ? "no"
+         : !row->stored ? "not yet"
+         : apr_psprintf(p, "<span title=\"%s\">%s</span>",
+                        date_text(p, row->stored), ago_text(p, row->stored));
+}
+
+/* What matters first, since a phone shows the left of the table. */
+static void row_html(request_rec *r, const row_t *row)
+{
+    const ap_slotmem_instance_t *s = row->s;
+    apr_pool_t *p = r->pool;
+    unsigned int percent = s->layout.item_num
+        ? (unsigned int)((apr_uint64_t)row->used * 100 / s->layout.item_num)
+        : 0;
+
+    ap_rprintf(r, "<tr><td>%s</td><td>%u of %u</td>"
+               "<td title=\"%u%%\"><div style=\"width:5em;border:1px solid\">"
+               "<div style=\"width:%u%%;height:.7em;background:currentColor\">"
+               "</div></div></td><td>%s</td><td>%s</td>"
+               "<td>%" APR_SIZE_T_FMT "</td>"
+               "<td title=\"%" APR_UINT64_T_FMT " bytes\">%s</td>"
+               "<td>%s</td><td>%s</td></tr>\n",
+               html_cut(p, row->name, row->name), row->used,
+               s->layout.item_num, percent, percent, html_stored(p, row),
+               origin_text[s->origin], s->layout.item_size, row->memory,
+               bytes_text(p, row->memory), flags_text(p, s->type),
+               html_file(p, s));
+}
+
+/* ?notable: for browsers without tables. */
+static void row_line(request_rec *r, const row_t *row)
+{
+    const ap_slotmem_instance_t *s = row->s;
+    apr_pool_t *p = r->pool;
+
+    ap_rprintf(r, "<dt>%s: %u of %u slots of %" APR_SIZE_T_FMT " bytes in use, "
+               "%s, flags %s, stored: %s, began with %s</dt>\n",
+               html_cut(p, row->name, row->name), row->used,
+               s->layout.item_num, s->layout.item_size,
+               bytes_text(p, row->memory), flags_text(p, s->type),
+               html_stored(p, row), origin_text[s->origin]);
+}
+
+static void row_auto(request_rec *r, int i, const row_t *row)
+{
+    const ap_slotmem_instance_t *s = row->s;
+    apr_pool_t *p = r->pool;
+
+    ap_rprintf(r, "SlotmemSegment%dName: %.*s\n"
                "SlotmemSegment%dSlots: %u\n"
                "SlotmemSegment%dUsed: %u\n"
                "SlotmemSegment%dSlotSize: %" APR_SIZE_T_FMT "\n"
                "SlotmemSegment%dBytes: %" APR_UINT64_T_FMT "\n"
                "SlotmemSegment%dFlags: %s\n"
-               "SlotmemSegment%dFile: %s\n"
-               "SlotmemSegment%dStored: %s\n"
                "SlotmemSegment%dOrigin: %s\n",
-               i, ap_escape_logitem(r->pool, st->name), i, st->slots,
-               i, st->used, i, st->slot_size, i, st->memory, i, st->flags,
-               i, ap_escape_logitem(r->pool, st->file), i, st->stored,
-               i, st->origin);
+               i, STATUS_AUTO_MAX, ap_escape_logitem(p, row->name),
+               i, s->layout.item_num, i, row->used, i, s->layout.item_size,
+               i, row->memory, i, flags_text(p, s->type),
+               i, origin_text[s->origin]);
+    ap_rprintf(r, "SlotmemSegment%dFile: %.*s\n"
+               "SlotmemSegment%dStored: %" APR_TIME_T_FMT "\n",
+               i, STATUS_AUTO_MAX,
+               s->store ? ap_escape_logitem(p, s->store) : "-",
+               i, apr_time_sec(row->stored));
 }
 
-static void status_row_html(request_rec *r, const status_t *st)
+static void tally_auto(request_rec *r, const tally_t *t)
 {
-    unsigned int percent = st->slots
-        ? (unsigned int)((apr_uint64_t)st->used * 100 / st->slots) : 0;
-
-    ap_rprintf(r, "<tr><td>%s</td><td align=\"right\">%u</td>"
-               "<td align=\"right\">%u</td>"
-               "<td title=\"%u%%\"><span style=\"display:inline-block;"
-               "width:6em;height:.8em;border:1px solid\"><span style=\""
-               "display:block;height:100%%;width:%u%%;"
-               "background:currentColor\"></span></span></td>"
-               "<td align=\"right\">%" APR_SIZE_T_FMT "</td>"
-               "<td align=\"right\">%" APR_UINT64_T_FMT "</td>"
-               "<td>%s</td><td>%s</td><td>%s</td><td>%s</td></tr>\n",
-               status_name(r->pool, st->name), st->slots, st->used, percent,
-               percent, st->slot_size, st->memory, st->flags,
-               ap_escape_html(r->pool, ap_escape_logitem(r->pool, st->file)),
-               st->stored, st->origin);
+    ap_rprintf(r, "SlotmemSegments: %d\n"
+               "SlotmemSlots: %" APR_UINT64_T_FMT "\n"
+               "SlotmemUsed: %" APR_UINT64_T_FMT "\n"
+               "SlotmemBytes: %" APR_UINT64_T_FMT "\n"
+               "SlotmemStoredSegments: %d\n"
+               "SlotmemStoredOldest: %" APR_TIME_T_FMT "\n"
+               "SlotmemBeganWithFile: %d\n"
+               "SlotmemBeganWithMemory: %d\n"
+               "SlotmemBeganWithNothing: %d\n"
+               "SlotmemBeganWithBadFile: %d\n"
+               "SlotmemIsolated: %d\n",
+               t->segments, t->slots, t->used, t->memory, t->stored,
+               apr_time_sec(t->oldest), t->from[ORIGIN_FILE],
+               t->from[ORIGIN_MEMORY], t->from[ORIGIN_NOTHING],
+               t->from[ORIGIN_BAD_FILE], registry.isolated);
 }
 
-static void status_head_html(request_rec *r)
+/* Above the table, in words: how full, what is stored, and what the last
+ * restart brought back. */
+static void tally_html(request_rec *r, const tally_t *t)
 {
-    ap_rputs("<hr />\n<h2>Shared memory slots</h2>\n"
-             "<div style=\"overflow-x:auto\">"
-             "<table border=\"0\" cellpadding=\"4\"><tr>"
-             "<th align=\"left\">Segment</th><th align=\"right\">Slots</th>"
-             "<th align=\"right\">In use</th><th>&nbsp;</th>"
-             "<th align=\"right\">Slot size</th>"
-             "<th align=\"right\">Memory</th><th align=\"left\">Flags</th>"
-             "<th align=\"left\">Stored file</th>"
-             "<th align=\"left\">Last stored</th>"
-             "<th align=\"left\">Began with</th></tr>\n", r);
+    ap_rprintf(r, "<dl>\n<dt>%d segment%s, %" APR_UINT64_T_FMT " of %"
+               APR_UINT64_T_FMT " slots in use, %s of shared memory</dt>\n",
+               t->segments, t->segments == 1 ? "" : "s", t->used, t->slots,
+               bytes_text(r->pool, t->memory));
+    if (t->stored) {
+        ap_rprintf(r, "<dt>Kept in files: %d, %s%s</dt>\n"
+                   "<dt>At the last start or restart of these: %d restored "
+                   "from file, %d from the memory of a killed run, %d began "
+                   "empty</dt>\n",
+                   t->stored, t->oldest ? "stored " : "not all stored yet",
+                   t->oldest ? ago_text(r->pool, t->oldest) : "",
+                   t->from[ORIGIN_FILE], t->from[ORIGIN_MEMORY],
+                   t->from[ORIGIN_NOTHING] + t->from[ORIGIN_BAD_FILE]);
+    }
+    if (t->from[ORIGIN_BAD_FILE]) {
+        ap_rprintf(r, "<dt><b>Lost: %d stored file%s could not be used and "
+                   "%s put aside; the error log says why</b></dt>\n",
+                   t->from[ORIGIN_BAD_FILE],
+                   t->from[ORIGIN_BAD_FILE] == 1 ? "" : "s",
+                   t->from[ORIGIN_BAD_FILE] == 1 ? "was" : "were");
+    }
+    if (t->mortal) {
+        ap_rprintf(r, "<dt><b>The memory of %d would not outlive a kill of "
+                   "the server; the error log says why</b></dt>\n",
+                   t->mortal);
+    }
+    if (registry.isolated) {
+        ap_rputs("<dt><b>Another httpd uses this runtime directory: nothing "
+                 "is stored or restored here</b></dt>\n", r);
+    }
 }
 
-static void status_total(request_rec *r, int brief, int segments, int shown,
-                         const status_t *sum)
+static void table_html(request_rec *r, const apr_array_header_t *rows,
+                       const tally_t *t)
 {
-    if (brief) {
-        ap_rprintf(r, "SlotmemSegments: %d\nSlotmemSlots: %u\n"
-                   "SlotmemUsed: %u\nSlotmemBytes: %" APR_UINT64_T_FMT "\n",
-                   segments, sum->slots, sum->used, sum->memory);
-        return;
+    int i;
+
+    ap_rputs("<div style=\"overflow-x:auto;white-space:nowrap\">"
+             "<table cellpadding=\"4\">\n<thead align=\"left\"><tr>"
+             "<th>Segment</th><th colspan=\"2\">In use</th><th>Stored</th>"
+             "<th>Began with</th><th>Slot size</th><th>Memory</th>"
+             "<th>Flags</th><th>Stored file</th></tr></thead>\n<tbody>\n", r);
+    for (i = 0; i < rows->nelts && i < STATUS_ROWS; i++) {
+        row_html(r, &APR_ARRAY_IDX(rows, i, row_t));
     }
-    ap_rprintf(r, "<tr><th align=\"left\">%d segment%s</th>"
-               "<th align=\"right\">%u</th><th align=\"right\">%u</th>"
-               "<th>&nbsp;</th><th>&nbsp;</th>"
-               "<th align=\"right\">%" APR_UINT64_T_FMT "</th>"
-               "<th colspan=\"4\" align=\"left\">",
-               segments, segments == 1 ? "" : "s", sum->slots, sum->used,
-               sum->memory);
-    if (shown < segments) {
-        ap_rprintf(r, "%d more are listed under ?auto", segments - shown);
-    }
-    else {
-        ap_rputs("&nbsp;", r);
-    }
-    ap_rputs("</th></tr>\n</table></div>\n", r);
+    ap_rprintf(r, "<tr align=\"left\"><th>Sum of %d</th><th>%" APR_UINT64_T_FMT
+               " of %" APR_UINT64_T_FMT "</th><td colspan=\"4\"></td>"
+               "<th title=\"%" APR_UINT64_T_FMT " bytes\">%s</th>"
+               "<td colspan=\"2\"></td></tr>\n</tbody></table></div>\n",
+               t->segments, t->used, t->slots, t->memory,
+               bytes_text(r->pool, t->memory));
 }
 
-/* The section of server-status, for people and (?auto) for programs. */
+static void list_html(request_rec *r, const apr_array_header_t *rows)
+{
+    int i;
+
+    for (i = 0; i < rows->nelts && i < STATUS_ROWS; i++) {
+        row_line(r, &APR_ARRAY_IDX(rows, i, row_t));
+    }
+}
+
+/* The section of server-status: mod_status calls it, if it is there. */
 static int slotmem_status(request_rec *r, int flags)
 {
-    const int brief = (flags & AP_STATUS_SHORT) != 0;
-    const ap_slotmem_instance_t *s;
-    status_t one, sum;
-    int segments = 0, shown = 0;
+    const apr_array_header_t *rows;
+    tally_t tally;
+    int i;
 
-    memset(&sum, 0, sizeof(sum));
     if (!registry.pool) {
         return DECLINED;
     }
-    if (!brief) {
-        status_head_html(r);
-    }
-    registry_lock();
-    for (s = registry.first; s; s = s->next, segments++) {
-        status_read(r->pool, s, &one);
-        sum.slots += one.slots;
-        sum.used += one.used;
-        sum.memory += one.memory;
-        if (brief) {
-            status_row_auto(r, segments, &one);
+    rows = rows_read(r->pool, &tally);
+    if (flags & AP_STATUS_SHORT) {
+        tally_auto(r, &tally);
+        for (i = 0; i < rows->nelts; i++) {
+            row_auto(r, i, &APR_ARRAY_IDX(rows, i, row_t));
         }
-        else if (shown < STATUS_ROWS) {
-            status_row_html(r, &one);
-            shown++;
-        }
+        return OK;
     }
-    registry_unlock();
-    status_total(r, brief, segments, shown, &sum);
+
+    ap_rputs("<hr />\n<h2 id=\"slotmem\">Shared memory slots</h2>\n", r);
+    tally_html(r, &tally);
+    if (flags & AP_STATUS_NOTABLE) {
+        list_html(r, rows);
+    }
+    if (rows->nelts > STATUS_ROWS) {
+        ap_rprintf(r, "<dt>%d more are not shown here</dt>\n",
+                   rows->nelts - STATUS_ROWS);
+    }
+    ap_rputs("<dt><a href=\"?auto\">All of it as text</a></dt>\n</dl>\n", r);
+    if (!(flags & AP_STATUS_NOTABLE) && rows->nelts) {
+        table_html(r, rows, &tally);
+    }
     return OK;
+}
+
+/* The one line of a normal start or restart. */
+static void status_log(apr_pool_t *p)
+{
+    tally_t t;
+
+    rows_read(p, &t);
+    if (t.segments) {
+        ap_log_error(APLOG_MARK,
+                     t.from[ORIGIN_MEMORY] ? APLOG_NOTICE : APLOG_INFO, 0,
+                     ap_server_conf,
+                     "slotmem_shm: %d segments, %d of them kept in files: %d "
+                     "restored from file, %d from the memory of a killed run, "
+                     "%d began empty", t.segments, t.stored,
+                     t.from[ORIGIN_FILE], t.from[ORIGIN_MEMORY],
+                     t.from[ORIGIN_NOTHING] + t.from[ORIGIN_BAD_FILE]);
+    }
 }
 
 /* ==================== hooks ==================== */
@@ -3921,9 +4228,19 @@ static apr_status_t close_remove(void *data)
     return APR_SUCCESS;
 }
 
+/* The marker steers the parent, so it is not for others to write.  Not all
+ * that is forked comes by child_init: mod_cgid's daemon does not. */
+static void fork_in_child(void)
+{
+    if (retained) {
+        marker_close();
+    }
+}
+
 static int slotmem_pre_config(apr_pool_t *pconf, apr_pool_t *plog,
                               apr_pool_t *ptemp)
 {
+    static int watching; /* until this module is unloaded */
     apr_status_t rv;
 
     (void)plog;
@@ -3935,6 +4252,9 @@ static int slotmem_pre_config(apr_pool_t *pconf, apr_pool_t *plog,
     orphans = NULL;
     self.is_child = 0;
     process_note_self();
+    if (!watching) {
+        watching = pthread_atfork(NULL, NULL, fork_in_child) == 0;
+    }
 
     rv = registry_open();
     if (rv != APR_SUCCESS) {
@@ -3977,9 +4297,9 @@ static int slotmem_post_config(apr_pool_t *pconf, apr_pool_t *plog,
  * left. */
 static int slotmem_pre_mpm(apr_pool_t *p, ap_scoreboard_e sb_type)
 {
-    (void)p;
     (void)sb_type;
     takeover_finish();
+    status_log(p);
     return OK;
 }
 
@@ -4000,8 +4320,6 @@ static void slotmem_child_init(apr_pool_t *pchild, server_rec *server)
     }
     self.is_child = 1;
     process_note_self();
-    /* The marker steers the parent: not for a child to write. */
-    marker_close();
     /* A thread of the parent's may have held it during the fork. */
     registry_lock_make();
 
