@@ -587,7 +587,7 @@ static unsigned int table_count(const ap_slotmem_instance_t *s)
     unsigned int used = 0;
     apr_size_t w;
 
-    for (w = 0; w < (s->layout.levels ? s->layout.level_words[0] : 0); w++) {
+    for (w = 0; w < s->layout.level_words[0]; w++) {
         used += word_count(atomic_load_explicit(&s->level[0][w],
                                                 memory_order_relaxed)
                            & ~pad_of(s, 0, w));
@@ -1699,7 +1699,7 @@ static apr_status_t used_read(const ap_slotmem_instance_t *s, used_t *u)
 {
     read_t r = { s, u, NULL, NULL };
 
-    u->count = s->layout.levels ? s->layout.level_words[0] : 0;
+    u->count = s->layout.level_words[0];
     u->used = 0;
     u->words = calloc(u->count + 1, sizeof(*u->words));
     if (!u->words) {
@@ -3820,7 +3820,7 @@ static const ap_slotmem_provider_t provider = {
  * made.  Times are seconds since 1970.
  */
 #define STATUS_ROWS     200   /* on the page; ?auto has every segment        */
-#define STATUS_NAME     40    /* characters of a name before it is cut       */
+#define STATUS_NAME     28    /* characters of a name before it is cut       */
 #define STATUS_AUTO_MAX 4096  /* of a line: some readers give up at 64 KiB   */
 
 typedef struct {
@@ -4277,9 +4277,14 @@ static int slotmem_post_config(apr_pool_t *pconf, apr_pool_t *plog,
 
     (void)plog;
     (void)ptemp;
-    process_note_self(); /* the server may have detached since pre_config */
     if (!runs_for_real()) {
         return OK;
+    }
+    if (self.pid != getpid()) {
+        /* The server has detached since pre_config, and a lock that somebody's
+         * early create took has stayed with the former process. */
+        process_note_self();
+        registry.claimed = 0;
     }
     rv = ap_global_mutex_create(&self.mutex, NULL, MUTEX_TYPE, NULL, server,
                                 pconf, 0);
@@ -4323,6 +4328,9 @@ static void slotmem_child_init(apr_pool_t *pchild, server_rec *server)
     /* A thread of the parent's may have held it during the fork. */
     registry_lock_make();
 
+    if (!self.mutex) {
+        return;
+    }
     rv = apr_global_mutex_child_init(&self.mutex,
                                      apr_global_mutex_lockfile(self.mutex),
                                      pchild);
