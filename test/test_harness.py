@@ -1,0 +1,168 @@
+# Licensed to the Apache Software Foundation (ASF) under one or more
+# contributor license agreements.  See the NOTICE file distributed with
+# this work for additional information regarding copyright ownership.
+# The ASF licenses this file to You under the Apache License, Version 2.0
+# (the "License"); you may not use this file except in compliance with
+# the License.  You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The harness fails the tests that it must fail.
+
+All other tests rely on it to see what a server leaves behind or complains of.
+The stock module is what is loaded: nothing here depends on ours.
+"""
+
+import os
+import re
+import signal
+
+import pytest
+
+import httpd as harness
+
+SEGMENT = "SlotmemTestCreate seg 64 10 0"
+
+
+@pytest.fixture
+def server(stock_module):
+    running = harness.Httpd(SEGMENT, slotmem_module=stock_module)
+    yield running.start()
+    running.close(check=False)
+
+
+@pytest.fixture
+def mpm_server(mpm, stock_module):
+    running = harness.Httpd(SEGMENT, mpm=mpm, slotmem_module=stock_module)
+    yield running.start()
+    running.close(check=False)
+
+
+def close_fails(server, *words):
+    with pytest.raises(harness.HttpdError) as failure:
+        server.close()
+    for word in words:
+        assert re.search(word, str(failure.value))
+    assert not os.path.exists(server.root)
+    assert not server.processes()
+
+
+def test_positive_control_clean_life_passes(mpm_server):
+    """Every way to restart, and a server that is then found clean."""
+    assert mpm_server.slotmem().info("seg").num_slots == 10
+    for restart in mpm_server.graceful, mpm_server.restart:
+        old = mpm_server.children()
+        assert set(restart()) == set(old)
+        assert not set(mpm_server.children()) & set(old)
+    for stop in mpm_server.stop, mpm_server.graceful_stop:
+        stop()
+        assert mpm_server.processes() == []
+        mpm_server.start()
+    root = mpm_server.root
+    mpm_server.close()
+    assert not os.path.exists(root)
+
+
+def test_object_left_in_shm_fails(mpm_server):
+    mpm_server.kill_all()
+    leaked = mpm_server.leaked_shm()
+    assert leaked == {mpm_server.shm_path("seg", 0)}
+    close_fails(mpm_server, "left in shared memory")
+    assert not mpm_server.leaked_shm()
+
+
+def test_process_left_fails(server):
+    children = server.children()
+    server.kill_parent()
+    assert set(children) <= set(server.processes())
+    close_fails(server, "processes left")
+
+
+def test_warning_not_announced_fails(server):
+    with open(server.error_log, "a") as log:
+        log.write("[Mon Jan 01 00:00:00 2024] [core:warn] [pid 1] beware\n")
+    close_fails(server, "not announced.*\n.*beware")
+
+
+def test_warning_announced_passes(server):
+    server.expect_log("beware")
+    with open(server.error_log, "a") as log:
+        log.write("[Mon Jan 01 00:00:00 2024] [core:warn] [pid 1] beware\n")
+    server.close()
+
+
+def test_warning_announced_but_not_logged_fails(server):
+    server.expect_log("never comes")
+    close_fails(server, "announced, but never logged: never comes")
+
+
+def test_line_that_is_no_log_line_fails(server):
+    """A sanitizer's report, or an abort message of the C library."""
+    with open(server.stderr_path, "a") as log:
+        log.write("==1==ERROR: AddressSanitizer: heap-use-after-free\n")
+    close_fails(server, "AddressSanitizer")
+
+
+def test_child_that_crashes_fails(server):
+    """httpd replaces it and logs but a notice."""
+    child = server.children()[0]
+    os.kill(child, signal.SIGSEGV)
+    server.wait_gone([child])
+    harness.wait_for(lambda: server.log_lines("AH0005[12]"),
+                     "the parent to notice")
+    close_fails(server, "Segmentation fault")
+
+
+def test_parent_that_crashes_fails(server):
+    os.kill(server.pid, signal.SIGSEGV)
+    server.wait_gone([server.pid])
+    close_fails(server, "ended with status")
+
+
+def test_killed_child_is_replaced_and_passes(mpm_server):
+    child = mpm_server.children()[0]
+    mpm_server.kill_child(child)
+    assert child not in mpm_server.wait_children(without=[child])
+    mpm_server.close()
+
+
+def test_wrong_directive_fails_the_start(stock_module):
+    with pytest.raises(harness.HttpdError, match="Invalid command 'NoSuch'"):
+        with harness.Httpd("NoSuch thing", slotmem_module=stock_module):
+            pass
+
+
+def test_directive_that_fails_fails_the_start(stock_module):
+    with pytest.raises(harness.HttpdError, match="in child_init.*attach"):
+        with harness.Httpd("SlotmemTestAttach none",
+                           slotmem_module=stock_module):
+            pass
+
+
+def test_held_request_keeps_the_old_generation(mpm_server):
+    with mpm_server.held_request() as pid:
+        old = mpm_server.graceful(wait_old=False)
+        assert pid in old and harness.is_alive(pid)
+        assert pid in mpm_server.children(generation=0)
+        assert mpm_server.slotmem(pid).ping().generation == 0
+        assert mpm_server.slotmem().ping().generation == 1
+    mpm_server.wait_gone([pid])
+
+
+def test_several_servers_do_not_meet(httpd, stock_module):
+    """Same configuration, same segment name, at the same time."""
+    servers = [httpd(SEGMENT, slotmem_module=stock_module) for _ in range(3)]
+    for number, server in enumerate(servers):
+        server.slotmem().put("seg", 0, b"%d" % number)
+    for number, server in enumerate(servers):
+        assert server.slotmem().read("seg", 0, 1) == b"%d" % number
+    servers[1].kill_all()
+    assert servers[0].slotmem().ping() and servers[2].slotmem().ping()
+    assert servers[1].leaked_shm()
+    servers[1].close(check=False)
+    assert not servers[0].leaked_shm() ^ servers[0].shm_objects()
