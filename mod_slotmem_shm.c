@@ -307,14 +307,26 @@ static const char *name_key(apr_pool_t *p, const char *name,
                                                    name, generation));
 }
 
+static int path_is_too_long(const char *path)
+{
+    struct stat st;
+
+    return lstat(path, &st) != 0 && errno == ENAMETOOLONG;
+}
+
+/* Where it is stored; NULL when the name makes no path. */
 static const char *name_store(apr_pool_t *p, const char *name)
 {
-    const char *base = name_is_absolute(name)
+    const char *path = name_is_absolute(name)
         ? name
         : ap_runtime_dir_relative(p, apr_pstrcat(p, "slotmem-shm-", name,
                                                  ".shm", NULL));
 
-    return base ? apr_pstrcat(p, base, SLOTMEM_SHM_FILE_SUFFIX, NULL) : NULL;
+    if (!path) {
+        return NULL;
+    }
+    path = apr_pstrcat(p, path, SLOTMEM_SHM_FILE_SUFFIX, NULL);
+    return path_is_too_long(path) ? NULL : path;
 }
 
 /*
@@ -325,7 +337,7 @@ static const char *name_store(apr_pool_t *p, const char *name)
 static const char *name_beside(apr_pool_t *p, const char *path,
                                const char *suffix)
 {
-    const char *slash = strrchr(path, '/');
+    const char *slash = ap_strrchr_c(path, '/');
     const char *file = slash ? slash + 1 : path;
     unsigned char digest[APR_MD5_DIGESTSIZE];
 
@@ -1925,7 +1937,7 @@ static void dir_flush(const char *dir, apr_pool_t *p)
 
 static void store_renamed(store_t *st, const char *path)
 {
-    const char *slash = strrchr(path, '/');
+    const char *slash = ap_strrchr_c(path, '/');
     char dir[APR_PATH_MAX];
 
     apr_cpystrn(dir, path, slash && slash > path
@@ -2657,7 +2669,8 @@ static int checkpoint_monitor(apr_pool_t *p, server_rec *server)
 #define MARKER_TITLE    "slotmem-shm 1\n"
 #define MARKER_SIZE_MAX ((apr_off_t)64 * 1024 * 1024)
 
-/* A segment of a run that was killed, as the marker lists it. */
+/* A segment of a run that was killed, as the marker lists it; and, first of
+ * each run, one without a name for whatever its children have made. */
 typedef struct {
     const char       *name;
     unsigned int      generation;
@@ -2718,7 +2731,8 @@ static void marker_append(const char *line)
     if (rv != APR_SUCCESS) {
         ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
                      "slotmem_shm: cannot write %s: after a kill, state is "
-                     "taken from the stored files instead of from memory",
+                     "taken from the stored files instead of from memory. Has "
+                     "the disk of the runtime directory room?",
                      retained->marker_path);
     }
 }
@@ -2745,32 +2759,42 @@ static const char *line_word(char **line)
     return apr_strtok(*line, " ", line);
 }
 
-static void marker_parse_segment(char *line, const unsigned char *run,
-                                 apr_pool_t *p)
+static orphan_t *orphan_add(const char *name, const unsigned char *run,
+                            apr_pool_t *p)
 {
-    const char *gen = line_word(&line), *type = line_word(&line);
-    const char *size = line_word(&line), *num = line_word(&line);
-    const char *name = line_word(&line);
     orphan_t *o;
 
-    if (!name) {
-        return;
-    }
-    name = apr_punescape_hex(p, name, 0, NULL);
-    if (!name || !*name) {
-        return;
-    }
     if (!orphans) {
         orphans = apr_array_make(p, 64, sizeof(orphan_t));
     }
     o = apr_array_push(orphans);
     memset(o, 0, sizeof(*o));
     o->name = name;
+    memcpy(o->run, run, sizeof(o->run));
+    return o;
+}
+
+static void marker_parse_segment(char *line, const unsigned char *run,
+                                 apr_pool_t *p)
+{
+    const char *gen = line_word(&line), *type = line_word(&line);
+    const char *size = line_word(&line), *num = line_word(&line);
+    const char *name = line_word(&line);
+    apr_size_t len = 0;
+    orphan_t *o;
+
+    if (!name) {
+        return;
+    }
+    name = apr_punescape_hex(p, name, 0, &len); /* bytes, without an end */
+    if (!name || !len) {
+        return;
+    }
+    o = orphan_add(apr_pstrmemdup(p, name, len), run, p);
     o->generation = (unsigned int)apr_strtoi64(gen, NULL, 16);
     o->type = (ap_slotmem_type_t)apr_strtoi64(type, NULL, 16);
     o->item_size = (apr_size_t)apr_strtoi64(size, NULL, 10);
     o->item_num = (unsigned int)apr_strtoi64(num, NULL, 10);
-    memcpy(o->run, run, sizeof(o->run));
 }
 
 static void orphans_drop(const unsigned char *run)
@@ -2807,6 +2831,9 @@ static void marker_parse(char *text, apr_pool_t *p)
             believed = run_parse(line_word(&rest), run)
                        && line_word(&rest) /* the pid */
                        && !strcmp(rest, boot);
+            if (believed) {
+                orphan_add(NULL, run, p);
+            }
         }
         else if (what && !strcmp(what, "segment") && believed) {
             marker_parse_segment(rest, run, p);
@@ -2933,9 +2960,36 @@ static apr_status_t orphan_map(orphan_t *o, apr_pool_t *p)
     return APR_SUCCESS;
 }
 
+/*
+ * Has somebody stored since the run was killed, as httpd's own module does
+ * when it is put in place of this one for a while?  Then the file is newer
+ * than the memory.  What the run itself did to the file it noted, in the
+ * segment or by a line in the marker (`noted`), within a moment.
+ */
+#define STORED_SINCE apr_time_from_sec(2)
+
+static int orphan_is_outdated(const orphan_t *o, apr_time_t noted,
+                              apr_pool_t *p)
+{
+    apr_time_t last = (apr_time_t)o->s->header->stored;
+    apr_finfo_t info;
+
+    last = last > noted ? last : noted;
+    return apr_stat(&info, o->s->store, APR_FINFO_MTIME, p) == APR_SUCCESS
+           && info.mtime - STORED_SINCE > last;
+}
+
+static void orphan_detach(orphan_t *o)
+{
+    if (o->s) {
+        apr_shm_detach(o->memory.shm);
+        o->s = NULL;
+    }
+}
+
 /* What is to be kept goes to its stored file before anything is removed, so
  * a second kill at any moment from here on loses nothing. */
-static void orphans_store(apr_pool_t *p)
+static void orphans_store(apr_time_t noted, apr_pool_t *p)
 {
     store_t st;
     int i;
@@ -2946,31 +3000,68 @@ static void orphans_store(apr_pool_t *p)
     for (i = 0; i < orphans->nelts; i++) {
         orphan_t *o = &APR_ARRAY_IDX(orphans, i, orphan_t);
 
-        if (!o->gone && (o->type & AP_SLOTMEM_TYPE_PERSIST)
-            && orphan_map(o, p) == APR_SUCCESS) {
-            persist_store(&st, o->s);
+        if (o->gone || !(o->type & AP_SLOTMEM_TYPE_PERSIST)
+            || orphan_map(o, p) != APR_SUCCESS) {
+            continue;
         }
+        if (orphan_is_outdated(o, noted, p)) {
+            ap_log_error(APLOG_MARK, APLOG_NOTICE, 0, ap_server_conf,
+                         "slotmem_shm: %s was stored after the run whose "
+                         "memory is still there had been killed: the file is "
+                         "used, and not the memory", o->s->store);
+            orphan_detach(o);
+            continue;
+        }
+        persist_store(&st, o->s);
     }
     store_end(&st);
+}
+
+/* Does the object bear the run's identity, or nothing, since the kill came
+ * before anything was written to it? */
+static apr_status_t orphan_bears_unguarded(void *ctx)
+{
+    const orphan_t *o = ctx;
+    const unsigned char *base = apr_shm_baseaddr_get(o->memory.shm);
+    const struct slotmem_shm_header *h = header_at((void *)base);
+    const unsigned char *end = (const unsigned char *)(h + 1);
+
+    return o->memory.size >= SLOTMEM_SHM_ALIGN + sizeof(*h)
+           && (memcmp(h->run, o->run, sizeof(o->run)) == 0
+               || all_zero(base, (apr_size_t)(end - base)))
+           ? APR_SUCCESS : APR_EINVAL;
+}
+
+/* The key of a relative name is in the directory that is ours; an object
+ * under an absolute one may be another server's. */
+static int orphan_is_ours(orphan_t *o, const char *key, apr_pool_t *p)
+{
+    apr_status_t rv;
+
+    if (o->s || !name_is_absolute(o->name)) {
+        return 1;
+    }
+    o->memory.key = key;
+    o->memory.pool = p;
+    o->memory.size = 0;
+    rv = memory_attach(&o->memory);
+    if (rv != APR_SUCCESS) {
+        return APR_STATUS_IS_EOF(rv); /* it never got a size */
+    }
+    rv = guarded(orphan_bears_unguarded, o);
+    apr_shm_detach(o->memory.shm);
+    return rv == APR_SUCCESS;
 }
 
 /* Takes the orphan's name off the system.  Its mapping, if any, stays. */
 static void orphan_unlink(orphan_t *o, apr_pool_t *p)
 {
-    const char *key = name_key(p, o->name, o->generation);
+    const char *key = o->name ? name_key(p, o->name, o->generation) : NULL;
 
-    if (key && !o->gone) {
+    if (key && !o->gone && orphan_is_ours(o, key, p)) {
         apr_shm_remove(key, p);
     }
     o->gone = 1;
-}
-
-static void orphan_detach(orphan_t *o)
-{
-    if (o->s) {
-        apr_shm_detach(o->memory.shm);
-        o->s = NULL;
-    }
 }
 
 static int orphans_left(void)
@@ -2998,7 +3089,7 @@ static orphan_t *orphans_take(const char *name, apr_pool_t *p)
     for (i = 0; orphans && i < orphans->nelts; i++) {
         orphan_t *o = &APR_ARRAY_IDX(orphans, i, orphan_t);
 
-        if (!o->gone && !strcmp(o->name, name)) {
+        if (!o->gone && o->name && !strcmp(o->name, name)) {
             orphan_unlink(o, p);
             latest = o->s ? o : latest;
         }
@@ -3009,16 +3100,26 @@ static orphan_t *orphans_take(const char *name, apr_pool_t *p)
 /* Says that this run is on, and looks for one that was killed. */
 static void marker_begin(apr_pool_t *p)
 {
+    apr_finfo_t info;
+    apr_time_t noted = 0;
+
+    if (apr_file_info_get(&info, APR_FINFO_MTIME, retained->marker)
+        == APR_SUCCESS) {
+        noted = info.mtime;
+    }
     apr_generate_random_bytes(retained->run, sizeof(retained->run));
     marker_parse(marker_text(p), p);
-    if (!orphans_left()) {
+    if (orphans_left()) {
+        marker_append("\n"); /* the last line may have no end */
+    }
+    else {
         orphans = NULL;
         apr_file_trunc(retained->marker, 0);
         marker_append(MARKER_TITLE);
     }
     marker_note_run(p);
     if (orphans) {
-        orphans_store(p);
+        orphans_store(noted, p);
     }
 }
 
@@ -3163,7 +3264,7 @@ static int adopt_fill(ap_slotmem_instance_t *s, const ap_slotmem_instance_t *old
     table_hint_all(s);
     s->origin = ORIGIN_MEMORY;
     s->header->stored = (apr_uint64_t)apr_time_now(); /* by orphans_store */
-    ap_log_error(APLOG_MARK, APLOG_NOTICE, 0, ap_server_conf,
+    ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
                  "slotmem_shm: %s goes on with the memory of a run that was "
                  "killed: %u of %u slots in use", s->name, table_count(s),
                  s->layout.item_num);
@@ -3233,7 +3334,7 @@ static void takeover_finish(void)
     for (i = 0; i < orphans->nelts; i++) {
         orphan_t *o = &APR_ARRAY_IDX(orphans, i, orphan_t);
 
-        if (i == 0 || memcmp(o->run, (o - 1)->run, sizeof(o->run)) != 0) {
+        if (!o->name) {
             shm_sweep(o->run);
             marker_append(apr_psprintf(p, "drop %s\n", run_text(o->run, p)));
         }
@@ -3317,7 +3418,8 @@ static apr_status_t segment_map_parent(ap_slotmem_instance_t *s)
                 ? ": the name is in use and not by this server. The segment "
                   "is made without a name: it works as ever, but its memory "
                   "will not outlive a kill of the server. If no other server "
-                  "uses the name, remove that object"
+                  "uses it, find the object by its owner and age in /dev/shm "
+                  "(elsewhere with ipcs -m) and remove it"
                 : ". The segment is made without a name: it works as ever, "
                   "but its memory will not outlive a kill of the server. Is "
                   "/dev/shm mounted, writable and large enough?");
@@ -3442,6 +3544,39 @@ static apr_status_t segment_make_parent(ap_slotmem_instance_t *s,
     return APR_SUCCESS;
 }
 
+static void log_long_name(const ap_slotmem_instance_t *s, const char *cost)
+{
+    ap_log_error(APLOG_MARK, APLOG_WARNING, APR_ENAMETOOLONG, ap_server_conf,
+                 "slotmem_shm: a segment's name of %" APR_SIZE_T_FMT
+                 " characters, \"%.60s...\", makes a path longer than this "
+                 "system takes: the segment works as ever, but %s. A shorter "
+                 "name helps, or a shorter path of DefaultRuntimeDir",
+                 strlen(s->name), s->name, cost);
+}
+
+/*
+ * Key and stored file of a named segment.  A name that makes no path is no
+ * reason not to start: the parent's segment goes without, since children
+ * inherit it anyway.  A child's must have a key to be found by.
+ */
+static apr_status_t segment_paths(ap_slotmem_instance_t *s)
+{
+    s->key = name_key(s->pool, s->name, mpm_generation());
+    if (self.is_child) {
+        return s->key ? APR_SUCCESS : APR_ENAMETOOLONG;
+    }
+    if (!s->key) {
+        log_long_name(s, "its memory will not outlive a kill of the server");
+    }
+    if (s->type & AP_SLOTMEM_TYPE_PERSIST) {
+        s->store = name_store(s->pool, s->name);
+        if (!s->store) {
+            log_long_name(s, "it is not stored: every restart empties it");
+        }
+    }
+    return APR_SUCCESS;
+}
+
 static apr_status_t segment_create(ap_slotmem_instance_t **made,
                                    const char *name, apr_size_t item_size,
                                    unsigned int item_num,
@@ -3467,10 +3602,7 @@ static apr_status_t segment_create(ap_slotmem_instance_t **made,
             runtime_claim();
         }
         if (!registry.isolated && runs_for_real()) {
-            s->key = name_key(pool, name, mpm_generation());
-            s->store = (type & AP_SLOTMEM_TYPE_PERSIST) && !self.is_child
-                       ? name_store(pool, name) : NULL;
-            rv = s->key ? APR_SUCCESS : APR_EINVAL;
+            rv = segment_paths(s);
         }
     }
     if (rv == APR_SUCCESS && self.is_child) {
@@ -3531,7 +3663,8 @@ static apr_status_t slotmem_create(ap_slotmem_instance_t **inst,
                  rv == APR_SUCCESS ? ", begins with " : "",
                  rv == APR_SUCCESS ? origin_text[s->origin]
                  : rv == APR_EINVAL && s ? ": exists already, and smaller"
-                                         : " failed");
+                 : " failed. Another line says why, unless the size asked for "
+                   "is more than this machine has");
     if (rv == APR_SUCCESS) {
         *inst = s;
     }
@@ -3573,6 +3706,7 @@ static apr_status_t slotmem_attach(ap_slotmem_instance_t **inst,
 {
     ap_slotmem_instance_t *s;
     apr_status_t rv = APR_SUCCESS;
+    int known;
 
     (void)pool;
     if (!registry.pool || name_is_anonymous(name)) {
@@ -3582,17 +3716,19 @@ static apr_status_t slotmem_attach(ap_slotmem_instance_t **inst,
                  "attach looking for %s", name);
     registry_lock();
     s = registry_find(name);
-    if (!s) {
+    known = s != NULL;
+    if (!known) {
         rv = attach_by_name(&s, name);
     }
     registry_unlock();
     if (rv != APR_SUCCESS) {
         ap_log_error(APLOG_MARK, APLOG_DEBUG, rv, ap_server_conf,
-                     APLOGNO(02302) "attach did not find %s", name);
+                     "slotmem_shm: attach did not find %s", name);
         return rv;
     }
-    ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf, APLOGNO(02303)
-                 "attach found %s: %" APR_SIZE_T_FMT "/%u", name,
+    ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf,
+                 "%sattach found %s: %" APR_SIZE_T_FMT "/%u",
+                 known ? APLOGNO(02302) : APLOGNO(02303), name,
                  s->layout.item_size, s->layout.item_num);
     *inst = s;
     if (item_size) {
@@ -3969,7 +4105,7 @@ static const char *html_cut(apr_pool_t *p, const char *whole,
 
 static const char *html_file(apr_pool_t *p, const ap_slotmem_instance_t *s)
 {
-    const char *slash = s->store ? strrchr(s->store, '/') : NULL;
+    const char *slash = s->store ? ap_strrchr_c(s->store, '/') : NULL;
 
     return slash ? html_cut(p, s->store, slash + 1) : "-";
 }
@@ -3995,7 +4131,7 @@ static void row_html(request_rec *r, const row_t *row)
                "<td title=\"%u%%\"><div style=\"width:5em;border:1px solid\">"
                "<div style=\"width:%u%%;height:.7em;background:currentColor\">"
                "</div></div></td><td>%s</td><td>%s</td>"
-               "<td>%" APR_SIZE_T_FMT "</td>"
+               "<td>%" APR_SIZE_T_FMT " B</td>"
                "<td title=\"%" APR_UINT64_T_FMT " bytes\">%s</td>"
                "<td>%s</td><td>%s</td></tr>\n",
                html_cut(p, row->name, row->name), row->used,
@@ -4071,9 +4207,9 @@ static void tally_html(request_rec *r, const tally_t *t)
                bytes_text(r->pool, t->memory));
     if (t->stored) {
         ap_rprintf(r, "<dt>Kept in files: %d, %s%s</dt>\n"
-                   "<dt>At the last start or restart of these: %d restored "
-                   "from file, %d from the memory of a killed run, %d began "
-                   "empty</dt>\n",
+                   "<dt>At the last start or restart %d of them were "
+                   "restored from file, %d from the memory of a killed run, "
+                   "%d began empty</dt>\n",
                    t->stored, t->oldest ? "stored " : "not all stored yet",
                    t->oldest ? ago_text(r->pool, t->oldest) : "",
                    t->from[ORIGIN_FILE], t->from[ORIGIN_MEMORY],
@@ -4103,7 +4239,7 @@ static void table_html(request_rec *r, const apr_array_header_t *rows,
     int i;
 
     ap_rputs("<div style=\"overflow-x:auto;white-space:nowrap\">"
-             "<table cellpadding=\"4\">\n<thead align=\"left\"><tr>"
+             "<table cellpadding=\"4\" summary=\"The segments\">\n<thead align=\"left\"><tr>"
              "<th>Segment</th><th colspan=\"2\">In use</th><th>Stored</th>"
              "<th>Began with</th><th>Slot size</th><th>Memory</th>"
              "<th>Flags</th><th>Stored file</th></tr></thead>\n<tbody>\n", r);
@@ -4165,19 +4301,23 @@ static int slotmem_status(request_rec *r, int flags)
 /* The one line of a normal start or restart. */
 static void status_log(apr_pool_t *p)
 {
+    const char *kept = "none of them kept in a file";
     tally_t t;
 
     rows_read(p, &t);
-    if (t.segments) {
-        ap_log_error(APLOG_MARK,
-                     t.from[ORIGIN_MEMORY] ? APLOG_NOTICE : APLOG_INFO, 0,
-                     ap_server_conf,
-                     "slotmem_shm: %d segments, %d of them kept in files: %d "
-                     "restored from file, %d from the memory of a killed run, "
-                     "%d began empty", t.segments, t.stored,
-                     t.from[ORIGIN_FILE], t.from[ORIGIN_MEMORY],
-                     t.from[ORIGIN_NOTHING] + t.from[ORIGIN_BAD_FILE]);
+    if (t.segments == 0) {
+        return;
     }
+    if (t.stored) {
+        kept = apr_psprintf(p, "%d of them kept in files: %d restored from "
+                            "file, %d from the memory of a killed run, %d "
+                            "began empty", t.stored, t.from[ORIGIN_FILE],
+                            t.from[ORIGIN_MEMORY], t.from[ORIGIN_NOTHING]
+                                                   + t.from[ORIGIN_BAD_FILE]);
+    }
+    ap_log_error(APLOG_MARK, t.from[ORIGIN_MEMORY] ? APLOG_NOTICE : APLOG_INFO,
+                 0, ap_server_conf, "slotmem_shm: %d segment%s, %s",
+                 t.segments, t.segments == 1 ? "" : "s", kept);
 }
 
 /* ==================== hooks ==================== */
@@ -4298,13 +4438,26 @@ static int slotmem_post_config(apr_pool_t *pconf, apr_pool_t *plog,
     return OK;
 }
 
+/* After every module's post_config, at each start and restart. */
+static int slotmem_ready(apr_pool_t *pconf, apr_pool_t *plog,
+                         apr_pool_t *ptemp, server_rec *server)
+{
+    (void)pconf;
+    (void)plog;
+    (void)server;
+    if (runs_for_real()) {
+        status_log(ptemp);
+    }
+    return OK;
+}
+
 /* Every module has had its post_config; nobody will ask for what a killed run
  * left. */
 static int slotmem_pre_mpm(apr_pool_t *p, ap_scoreboard_e sb_type)
 {
+    (void)p;
     (void)sb_type;
     takeover_finish();
-    status_log(p);
     return OK;
 }
 
@@ -4354,6 +4507,7 @@ static void register_hooks(apr_pool_t *p)
     ap_hook_pre_config(slotmem_pre_config, NULL, NULL, APR_HOOK_REALLY_FIRST);
     ap_hook_post_config(slotmem_post_config, NULL, NULL,
                         APR_HOOK_REALLY_FIRST);
+    ap_hook_post_config(slotmem_ready, NULL, NULL, APR_HOOK_REALLY_LAST + 1);
     ap_hook_pre_mpm(slotmem_pre_mpm, NULL, NULL, APR_HOOK_REALLY_LAST);
     ap_hook_child_init(slotmem_child_init, NULL, NULL, APR_HOOK_REALLY_FIRST);
     ap_hook_monitor(checkpoint_monitor, NULL, NULL, APR_HOOK_MIDDLE);

@@ -45,6 +45,8 @@ import urllib.parse
 
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 APXS = os.environ.get("APXS", "apxs")
+BUILD = os.environ.get("SLOTMEM_TEST_BUILD",     # one for each APXS in use
+                       os.path.join(TOP, "build", "test"))
 MPMS = ("event", "worker", "prefork")
 LIMIT = float(os.environ.get("SLOTMEM_TEST_LIMIT", "30"))   # of any one wait
 LOUD = ("emerg", "alert", "crit", "error", "warn")
@@ -97,8 +99,8 @@ def static_modules():
 
 @contextlib.contextmanager
 def build_lock():
-    os.makedirs(os.path.join(TOP, "build", "test"), exist_ok=True)
-    with open(os.path.join(TOP, "build", "test", ".lock"), "w") as lock:
+    os.makedirs(BUILD, exist_ok=True)
+    with open(os.path.join(BUILD, ".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -111,11 +113,11 @@ def consumer_module():
 
 
 def build_module(source, *flags):
-    """Builds a module for tests with apxs under build/test/; returns it."""
+    """Builds a module for tests with apxs under BUILD; returns it."""
     name = os.path.splitext(os.path.basename(source))[0]
     with open(source, "rb") as text:
         digest = hashlib.sha256(text.read() + repr((APXS, flags)).encode())
-    folder = os.path.join(TOP, "build", "test", name)
+    folder = os.path.join(BUILD, name)
     stamp = os.path.join(folder, "built")
     built = os.path.join(folder, ".libs", name + ".so")
     with build_lock():
@@ -578,7 +580,7 @@ class Httpd:
                 lines.append(f"LoadModule {name}_module "
                              f"{libexec}/mod_{name}.so")
         ours = []
-        if self.slotmem_module:
+        if self.slotmem_module and "mod_slotmem_shm" not in static:
             ours.append(f"LoadModule slotmem_shm_module {self.slotmem_module}")
         if self.consumer:
             line = f"LoadModule slotmem_test_module {consumer_module()}"

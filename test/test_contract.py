@@ -140,7 +140,7 @@ def test_module_has_its_name_and_no_directive(server):
     command = [harness.httpd_program(), "-d", server.root, "-f", config]
     modules = subprocess.run(command + ["-M"], stdout=subprocess.PIPE,
                              text=True, check=True).stdout
-    assert re.search(r"^ slotmem_shm_module \(shared\)$", modules, re.M)
+    assert re.search(r"^ slotmem_shm_module \((shared|static)\)$", modules, re.M)
     directives = subprocess.run(command + ["-L"], stdout=subprocess.PIPE,
                                 text=True, check=True).stdout
     assert "(mod_slotmem_test.c)" in directives, "-L shows no module at all"
