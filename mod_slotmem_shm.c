@@ -386,7 +386,9 @@ static const char *name_beside(apr_pool_t *p, const char *path,
  * When F dies between [1] and [2], or R between [3] and [4], nobody is left
  * to mend the hint.  So before grab answers "none free" it reads the leaves
  * themselves (table_mend).  Until then such a hint only makes grab pick a
- * slot that is not the lowest.
+ * slot that is not the lowest.  (The leaves are read one after another: "none
+ * free" means that no slot was free all the time, not that at some instant
+ * all were taken.)
  *
  * Handing a slot's content from one owner to the next: release's
  * read-modify-write (seq_cst, thus release) pairs with the acquire of the
@@ -417,11 +419,12 @@ static apr_uint64_t pad_of(const ap_slotmem_instance_t *s, unsigned int k,
     return w + 1 == s->layout.level_words[k] ? s->layout.level_pad[k] : 0;
 }
 
-/* A word of the table with the bits past its end set. */
+/* A word of the table with the bits past its end set.  Relaxed: it only says
+ * where to look; the compare-and-swap in leaf_take decides. */
 static apr_uint64_t table_word(const ap_slotmem_instance_t *s, unsigned int k,
                                apr_size_t w)
 {
-    return atomic_load_explicit(&s->level[k][w], memory_order_acquire)
+    return atomic_load_explicit(&s->level[k][w], memory_order_relaxed)
            | pad_of(s, k, w);
 }
 
@@ -555,17 +558,20 @@ static int table_grab(ap_slotmem_instance_t *s, unsigned int *id)
     return 0;
 }
 
+/* Acquire, pairs with the release in table_fgrab. */
 static int table_used(const ap_slotmem_instance_t *s, unsigned int id)
 {
     return (atomic_load_explicit(&s->level[0][id / WORD_BITS],
                                  memory_order_acquire) & bit_of(id)) != 0;
 }
 
-/* Pairs with the fetch_and in table_release. */
+/* Acquire, pairs with the fetch_and in table_release.  Release, pairs with
+ * table_used and table_next_used: who fills a slot through dptr and then
+ * fgrabs it shows it, filled, to doall. */
 static void table_fgrab(ap_slotmem_instance_t *s, unsigned int id)
 {
     atomic_fetch_or_explicit(&s->level[0][id / WORD_BITS], bit_of(id),
-                             memory_order_acquire);
+                             memory_order_acq_rel);
 }
 
 /* 0 when the slot was not in use. */
@@ -607,7 +613,8 @@ static unsigned int table_count(const ap_slotmem_instance_t *s)
     return used;
 }
 
-/* The first slot in use at or after `id`; item_num when there is none. */
+/* The first slot in use at or after `id`; item_num when there is none.
+ * Acquire, pairs with the release in table_fgrab. */
 static unsigned int table_next_used(const ap_slotmem_instance_t *s,
                                     unsigned int id)
 {
@@ -798,19 +805,23 @@ static void mutex_unlock(void)
  *
  * A writer dies while holding the word.  Whoever waits for it looks, after a
  * while, whether the owner lives (its pid, and when that process began, for
- * a pid may be somebody else's by now).  If it is gone, the waiter mends,
- * one at a time under the global mutex:
- *   - `writing` says which slots it may have left half written.  Cleared:
+ * a pid may be somebody else's by now).  If it is gone, the waiter mends:
+ *   - it takes the lock over, by a compare-and-swap from the very word that
+ *     was judged dead.  So there is one mender; another, slow after its
+ *     judgement, changes nothing.
+ *   - `writing` says which slots may have been left half written.  Cleared:
  *     none, for the owner clears it after its last byte; and it was set
  *     before the first, since it precedes [2].  The slots get their bit in
  *     the torn words: half of one put and half of another is nothing to hand
  *     out, so get answers APR_EINCOMPLETE until somebody puts the whole slot
  *     again.
  *   - the word becomes "not held" with a sequence nobody has seen (the high
- *     bits are in the dead writer's registers; the clock takes their place),
- *     by a compare-and-swap from the very word that was judged dead.
- * Without the mutex a second mender, slow after its judgement, could set the
- * torn bits of a slot that a new owner has put whole in the meantime.
+ *     bits are in the dead writer's registers; the clock takes their place).
+ * A mender that dies leaves the lock as its own, and `writing` as it was: the
+ * next one does the same again.  (Hence it does not clear `writing`, which
+ * marks nothing that is not torn until the next owner sets it.)  The global
+ * mutex could not do better: some mechanisms keep it locked for ever when
+ * its owner dies, and then nothing would be mended any more.
  *
  * The owner lives and does not move on: APR_TIMEUP.  A reader that loses
  * against a stream of writers takes the lock as a writer would, after
@@ -927,55 +938,66 @@ static enum process_state lock_owner_state(apr_uint64_t word)
                          (unsigned int)(word >> LOCK_LOW_BITS) & BIRTH_MASK);
 }
 
+static apr_uint64_t writing_word(unsigned int first, unsigned int count)
+{
+    return ((apr_uint64_t)first << 32) | count;
+}
+
 /*
- * The owner of `word` is gone: frees the lock in its place.  The range in
- * `writing` is shared memory, hence bounded here and limited to the stripe.
+ * The slots of a stripe that `writing` names: from the result on, every
+ * layout.stripes-th one below *end.  `writing` is shared memory, so whatever
+ * it holds, they are slots of this segment and of this stripe.
  */
+static apr_uint64_t writing_range(const ap_slotmem_instance_t *s,
+                                  unsigned int stripe, apr_uint64_t writing,
+                                  apr_uint64_t *end)
+{
+    const unsigned int stripes = s->layout.stripes;
+    apr_uint64_t first = writing >> 32, count = writing & 0xffffffff;
+
+    *end = count ? first + count : 0;
+    if (*end > s->layout.item_num) {
+        *end = s->layout.item_num;
+    }
+    return first + (stripe + stripes - first % stripes) % stripes;
+}
+
+/* The owner of `word` is gone: takes the lock over from it, and frees it. */
 static void lock_mend(ap_slotmem_instance_t *s, unsigned int stripe,
                       apr_uint64_t word)
 {
     slot_lock_t *lock = &s->locks[stripe];
-    apr_uint64_t writing, freed;
-    apr_uint64_t id, end;
+    apr_uint64_t found = word, freed, id, end;
     unsigned int torn = 0;
 
-    if (mutex_lock() != APR_SUCCESS) {
+    if (!atomic_compare_exchange_strong_explicit(&lock->word, &found,
+                                                 lock_word_mine(word),
+                                                 memory_order_acquire,
+                                                 memory_order_relaxed)) {
         return;
     }
-    if (atomic_load_explicit(&lock->word, memory_order_acquire) != word) {
-        mutex_unlock();
-        return;
-    }
-    writing = atomic_load_explicit(&lock->writing, memory_order_relaxed);
-    end = (writing & 0xffffffff) ? (writing >> 32) + (writing & 0xffffffff) : 0;
-    if (end > s->layout.item_num) {
-        end = s->layout.item_num;
-    }
-    id = writing >> 32;
-    id += (stripe + s->layout.stripes - id % s->layout.stripes)
-          % s->layout.stripes;
+    /* Acquire, pairs with the release in slot_unlock. */
+    id = writing_range(s, stripe,
+                       atomic_load_explicit(&lock->writing,
+                                            memory_order_acquire), &end);
     for (; id < end; id += s->layout.stripes) {
         torn_set(s, (unsigned int)id);
         torn++;
     }
-    atomic_store_explicit(&lock->writing, 0, memory_order_relaxed);
 
     freed = ((apr_uint64_t)apr_time_now() << LOCK_LOW_BITS)
             | ((word + LOCK_STEP) & LOCK_LOW_MASK)
             | (torn ? LOCK_TORN : word & LOCK_TORN);
     /* Publishes the torn bits; pairs with [8] and with the acquire of [1]. */
-    atomic_compare_exchange_strong_explicit(&lock->word, &word, freed,
-                                            memory_order_release,
-                                            memory_order_relaxed);
-    mutex_unlock();
+    atomic_store_explicit(&lock->word, freed, memory_order_release);
 
     ap_log_error(APLOG_MARK, torn ? APLOG_WARNING : APLOG_DEBUG, 0,
                  ap_server_conf,
                  "slotmem_shm: process %" APR_PID_T_FMT " died while it wrote "
-                 "to %s; %u slot%s of it hold part of that write and cannot "
-                 "be read by get until written again as a whole",
+                 "to %s; %u of its slots hold part of that write, and get "
+                 "refuses them until they are put again as a whole",
                  (pid_t)(word >> 32), s->name ? s->name : "an anonymous segment",
-                 torn, torn == 1 ? "" : "s");
+                 torn);
 }
 
 /* How long somebody has been waiting, and for which word. */
@@ -1059,7 +1081,8 @@ static void slot_unlock(ap_slotmem_instance_t *s, unsigned int stripe,
 {
     slot_lock_t *lock = &s->locks[stripe];
 
-    /* Release: a mender that reads 0 here knows that the bytes are whole. */
+    /* Release, pairs with the acquire in lock_mend: a mender that reads 0
+     * knows that the bytes are whole. */
     atomic_store_explicit(&lock->writing, 0, memory_order_release);
     /* [7], pairs with [8] in slot_read and with [1]. */
     atomic_store_explicit(&lock->word, was + LOCK_STEP, memory_order_release);
@@ -1073,11 +1096,6 @@ static char *slot_at(const ap_slotmem_instance_t *s, unsigned int id)
 static unsigned int stripe_of(unsigned int id)
 {
     return id % STRIPES_MAX;
-}
-
-static apr_uint64_t writing_word(unsigned int first, unsigned int count)
-{
-    return ((apr_uint64_t)first << 32) | count;
 }
 
 /* len bytes into slot id; len is at most item_size. */
@@ -1165,10 +1183,11 @@ static void slot_snapshot(const ap_slotmem_instance_t *s, unsigned int id,
                           void *to, unsigned int *patience)
 {
     apr_uint64_t word;
+    apr_status_t rv;
 
-    while (slot_read_once(s, id, to, s->layout.item_size, &word)
+    while ((rv = slot_read_once(s, id, to, s->layout.item_size, &word))
            != APR_SUCCESS) {
-        if ((word & LOCK_TORN) || !*patience) {
+        if (rv == APR_EINCOMPLETE || !*patience) {
             copy_out(to, slot_at(s, id), s->layout.item_size);
             return;
         }
@@ -1211,15 +1230,14 @@ static void span_unlock(ap_slotmem_instance_t *s, const span_t *span,
     }
 }
 
-static apr_status_t span_lock(ap_slotmem_instance_t *s, span_t *span,
-                              apr_uint64_t writing)
+static apr_status_t span_lock(ap_slotmem_instance_t *s, span_t *span)
 {
     unsigned int stripe;
     apr_status_t rv;
 
     for (stripe = 0; stripe < s->layout.stripes; stripe++) {
         if (span_has(s, span, stripe)) {
-            rv = slot_lock(s, stripe, writing, &span->was[stripe]);
+            rv = slot_lock(s, stripe, 0, &span->was[stripe]);
             if (rv != APR_SUCCESS) {
                 span_unlock(s, span, stripe);
                 return rv;
@@ -1227,6 +1245,22 @@ static apr_status_t span_lock(ap_slotmem_instance_t *s, span_t *span,
         }
     }
     return APR_SUCCESS;
+}
+
+/* Notes what is about to be written; not before all is held, so that a kill
+ * while it waits for one stripe spoils no slot of the others.  Relaxed: like
+ * slot_lock's, ordered before the bytes by [2]. */
+static void span_note(ap_slotmem_instance_t *s, const span_t *span)
+{
+    unsigned int stripe;
+
+    for (stripe = 0; stripe < s->layout.stripes; stripe++) {
+        if (span_has(s, span, stripe)) {
+            atomic_store_explicit(&s->locks[stripe].writing,
+                                  writing_word(span->first, span->count),
+                                  memory_order_relaxed);
+        }
+    }
 }
 
 static void span_init(const ap_slotmem_instance_t *s, span_t *span,
@@ -1244,10 +1278,11 @@ static apr_status_t span_write(ap_slotmem_instance_t *s, unsigned int id,
     unsigned int i;
 
     span_init(s, &span, id, len);
-    rv = span_lock(s, &span, writing_word(span.first, span.count));
+    rv = span_lock(s, &span);
     if (rv != APR_SUCCESS) {
         return rv;
     }
+    span_note(s, &span);
     copy_in(slot_at(s, id), from, len);
     for (i = 0; i < len / s->layout.item_size; i++) {
         if (span.was[stripe_of(id + i)] & LOCK_TORN) {
@@ -1266,7 +1301,7 @@ static apr_status_t span_read(ap_slotmem_instance_t *s, unsigned int id,
     unsigned int i;
 
     span_init(s, &span, id, len);
-    rv = span_lock(s, &span, 0);
+    rv = span_lock(s, &span);
     if (rv != APR_SUCCESS) {
         return rv;
     }
@@ -1550,6 +1585,8 @@ typedef struct {
     pid_t         pid;               /* that locked it                       */
     unsigned char run[SLOTMEM_SHM_RUN_LEN];
     apr_time_t    checkpoint_due;
+    int           unmarked;          /* a generation ran without a marker    */
+    apr_proc_t    stuck;             /* a helper that a restart had to leave */
 } retained_t;
 
 #define RETAINED_KEY "mod_slotmem_shm"
@@ -2567,19 +2604,44 @@ static void checkpoint_stop(void)
                      "killed but does not end; its disk may not answer. It "
                      "can no longer change a stored file",
                      checkpoint.proc.pid);
+        retained->stuck = checkpoint.proc;
     }
     checkpoint_forget();
+}
+
+static void checkpoint_begin(void)
+{
+    registry_lock();
+    apr_pool_create(&checkpoint.pool, registry.pool);
+    registry_unlock();
+    checkpoint.began = apr_time_now();
+    checkpoint.was_slow = 0;
+}
+
+static void checkpoint_register(void)
+{
+    /* APR finds a registration again by its data: NULL may be another's. */
+    apr_proc_other_child_register(&checkpoint.proc, checkpoint_maintain,
+                                  &checkpoint, NULL, checkpoint.pool);
+}
+
+/* After a restart: a helper that would not end is still this process's child,
+ * whose end the MPM must know what to make of, and no other begins before. */
+static void checkpoint_resume(void)
+{
+    if (retained->stuck.pid) {
+        checkpoint_begin();
+        checkpoint.proc = retained->stuck;
+        retained->stuck.pid = 0;
+        checkpoint_register();
+    }
 }
 
 static void checkpoint_start(void)
 {
     apr_status_t rv;
 
-    registry_lock();
-    apr_pool_create(&checkpoint.pool, registry.pool);
-    registry_unlock();
-    checkpoint.began = apr_time_now();
-    checkpoint.was_slow = 0;
+    checkpoint_begin();
     rv = apr_proc_fork(&checkpoint.proc, checkpoint.pool);
     if (rv == APR_INCHILD) {
         checkpoint_helper();
@@ -2592,9 +2654,7 @@ static void checkpoint_start(void)
         retained->checkpoint_due = apr_time_now() + CHECKPOINT_PAUSE;
         return;
     }
-    /* APR finds a registration again by its data: NULL may be another's. */
-    apr_proc_other_child_register(&checkpoint.proc, checkpoint_maintain,
-                                  &checkpoint, NULL, checkpoint.pool);
+    checkpoint_register();
     ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf,
                  "slotmem_shm: checkpoint process %" APR_PID_T_FMT " began",
                  checkpoint.proc.pid);
@@ -3118,9 +3178,11 @@ static void marker_begin(apr_pool_t *p)
         marker_append(MARKER_TITLE);
     }
     marker_note_run(p);
-    if (orphans) {
+    /* Else this server has stored since the other one was killed. */
+    if (orphans && !retained->unmarked) {
         orphans_store(noted, p);
     }
+    retained->unmarked = 0;
 }
 
 /*
@@ -3174,6 +3236,7 @@ static void runtime_claim(void)
                      "its own", holder, path);
         return;
     }
+    retained->unmarked = 1;
     ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
                  "slotmem_shm: cannot use %s; after a kill, state is taken "
                  "from the stored files instead of from memory, and shared "
@@ -3661,10 +3724,10 @@ static apr_status_t slotmem_create(ap_slotmem_instance_t **inst,
                  "create %s: %" APR_SIZE_T_FMT "/%u%s%s",
                  name ? name : "anonymous", item_size, item_num,
                  rv == APR_SUCCESS ? ", begins with " : "",
-                 rv == APR_SUCCESS ? origin_text[s->origin]
-                 : rv == APR_EINVAL && s ? ": exists already, and smaller"
-                 : " failed. Another line says why, unless the size asked for "
-                   "is more than this machine has");
+                 !s ? " failed. Another line says why, unless the size asked "
+                      "for is more than this machine has"
+                 : rv == APR_SUCCESS ? origin_text[s->origin]
+                                     : ": exists already, and smaller");
     if (rv == APR_SUCCESS) {
         *inst = s;
     }
@@ -4435,6 +4498,7 @@ static int slotmem_post_config(apr_pool_t *pconf, apr_pool_t *plog,
         retained->checkpoint_due = apr_time_now() + CHECKPOINT_PAUSE;
     }
     runtime_claim();
+    checkpoint_resume();
     return OK;
 }
 
