@@ -103,6 +103,9 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -402,6 +405,8 @@ static const char *name_beside(apr_pool_t *p, const char *path,
  */
 
 #define TABLE_TURNS 100000u
+#define BACKOFF_MIN 16u  /* of cpu_relax */
+#define BACKOFF_MAX 256u
 
 static apr_uint64_t bit_of(apr_size_t i)
 {
@@ -502,12 +507,26 @@ static int table_mend(ap_slotmem_instance_t *s, apr_size_t *leaf)
     return 1;
 }
 
-/* Takes the lowest free bit of a leaf. */
+static void cpu_relax(void)
+{
+#if defined(__i386__) || defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+/*
+ * Takes the lowest free bit of a leaf.  Who loses the word to another stays
+ * away from it for a moment: the winner then gets several turns for one
+ * transfer of the cache line, and both together get half as much done again.
+ */
 static int leaf_take(ap_slotmem_instance_t *s, apr_size_t w, unsigned int *id)
 {
     apr_uint64_t pad = pad_of(s, 0, w);
     apr_uint64_t seen = atomic_load_explicit(&s->level[0][w],
                                              memory_order_relaxed);
+    unsigned int pauses = BACKOFF_MIN, i;
 
     while ((seen | pad) != WORD_FULL) {
         unsigned int bit = lowest_bit(~(seen | pad));
@@ -520,6 +539,11 @@ static int leaf_take(ap_slotmem_instance_t *s, apr_size_t w, unsigned int *id)
             *id = (unsigned int)(w * WORD_BITS + bit);
             return 1;
         }
+        for (i = 0; i < pauses; i++) {
+            cpu_relax();
+        }
+        pauses = pauses < BACKOFF_MAX ? 2 * pauses : pauses;
+        seen = atomic_load_explicit(&s->level[0][w], memory_order_relaxed);
     }
     return 0;
 }
@@ -897,15 +921,6 @@ static void copy_out(void *to, const char *shared, apr_size_t len)
     atomic_thread_fence(memory_order_acquire);  /* [5], pairs with [2] */
 }
 #endif
-
-static void cpu_relax(void)
-{
-#if defined(__i386__) || defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ __volatile__("yield");
-#endif
-}
 
 static int torn_get(const ap_slotmem_instance_t *s, unsigned int id)
 {
@@ -2455,9 +2470,7 @@ static void persist_restore(ap_slotmem_instance_t *s)
  * neither delay the stop for long nor replace what was stored after it: the
  * SIGKILL is waiting for it when the kernel lets go.
  */
-#ifndef CHECKPOINT_PAUSE      /* tests are built with a shorter one */
 #define CHECKPOINT_PAUSE      apr_time_from_sec(10)
-#endif
 #define CHECKPOINT_EARLY      apr_time_from_sec(1) /* the hook comes about every
                                      10 s: better one early than ten late   */
 #define CHECKPOINT_SHARE      50                /* of the time it took      */
@@ -2475,6 +2488,7 @@ static struct {
     apr_pool_t *pool;    /* NULL: no helper runs */
     apr_time_t  began;
     int         was_slow;
+    int         called_off; /* by a stop or restart */
 } checkpoint;
 
 static apr_time_t checkpoint_pause(int code)
@@ -2502,13 +2516,26 @@ static int checkpoint_code(apr_time_t took, apr_uint64_t bytes)
     return code;
 }
 
+/* The parent ends its helper before anything newer is stored; when it is
+ * killed itself, the kernel has to, where it can. */
+static void checkpoint_die_with_parent(void)
+{
+#ifdef __linux__
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+#endif
+    if (getppid() != self.pid) {
+        _exit(0);
+    }
+}
+
 /* The helper's life.  Of the parent's it keeps the memory and the log; not
  * its listeners, which a helper on a dead disk would keep from the next
- * server, and not its handlers of signals. */
+ * server.  What the MPM or a terminal sends to the whole process group, to
+ * stop or restart, is not for it: its parent sends SIGKILL. */
 static void checkpoint_helper(void)
 {
     static const int signals[] = { SIGTERM, SIGHUP, SIGINT, SIGUSR1, SIGWINCH,
-                                   SIGCHLD, SIGPIPE };
+                                   SIGPIPE };
     apr_time_t began = apr_time_now();
     ap_listen_rec *listener;
     sigset_t none;
@@ -2516,8 +2543,9 @@ static void checkpoint_helper(void)
     apr_size_t i;
 
     for (i = 0; i < sizeof(signals) / sizeof(signals[0]); i++) {
-        apr_signal(signals[i], SIG_DFL);
+        apr_signal(signals[i], SIG_IGN);
     }
+    checkpoint_die_with_parent();
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     for (listener = ap_listeners; listener; listener = listener->next) {
@@ -2553,8 +2581,9 @@ static void checkpoint_ended(int status)
     told = status >= CHECKPOINT_CODE;
     checkpoint_forget();
     retained->checkpoint_due = checkpoint.began + checkpoint_pause(status);
-    ap_log_error(APLOG_MARK, told ? APLOG_TRACE1 : APLOG_WARNING, 0,
-                 ap_server_conf,
+    ap_log_error(APLOG_MARK,
+                 told || checkpoint.called_off ? APLOG_TRACE1 : APLOG_WARNING,
+                 0, ap_server_conf,
                  "slotmem_shm: checkpoint process %" APR_PID_T_FMT " ended "
                  "with status %d%s; the next one begins %d s after it did",
                  checkpoint.proc.pid, status,
@@ -2575,6 +2604,7 @@ static void checkpoint_maintain(int reason, void *data, int status)
         break;
     case APR_OC_REASON_RESTART:
         /* The MPM gathers in its children, to stop or restart. */
+        checkpoint.called_off = 1;
         kill(checkpoint.proc.pid, SIGKILL);
         break;
     default:
@@ -2616,6 +2646,7 @@ static void checkpoint_begin(void)
     registry_unlock();
     checkpoint.began = apr_time_now();
     checkpoint.was_slow = 0;
+    checkpoint.called_off = 0;
 }
 
 static void checkpoint_register(void)
@@ -2631,6 +2662,7 @@ static void checkpoint_resume(void)
 {
     if (retained->stuck.pid) {
         checkpoint_begin();
+        checkpoint.called_off = 1;
         checkpoint.proc = retained->stuck;
         retained->stuck.pid = 0;
         checkpoint_register();
@@ -3259,6 +3291,7 @@ static void torn_carry_all(ap_slotmem_instance_t *s,
                            const ap_slotmem_instance_t *old)
 {
     unsigned int stripe, id;
+    apr_uint64_t half, end;
 
     for (stripe = 0; stripe < old->layout.stripes; stripe++) {
         slot_lock_t *lock = &old->locks[stripe];
@@ -3267,8 +3300,9 @@ static void torn_carry_all(ap_slotmem_instance_t *s,
         apr_uint64_t writing = atomic_load_explicit(&lock->writing,
                                                     memory_order_relaxed);
 
-        if ((word & LOCK_HELD) && (writing & 0xffffffff)) {
-            torn_carry(s, writing >> 32);
+        half = writing_range(old, stripe, writing, &end);
+        for (; (word & LOCK_HELD) && half < end; half += old->layout.stripes) {
+            torn_carry(s, half);
         }
         for (id = stripe; (word & LOCK_TORN) && id < old->layout.item_num;
              id += old->layout.stripes) {
