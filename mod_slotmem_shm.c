@@ -245,6 +245,8 @@ struct ap_slotmem_instance_t {
     enum origin       origin;   /* what it began with, for people          */
     unsigned char     digest[APR_MD5_DIGESTSIZE];
     int               has_digest; /* the file bears this digest            */
+    unsigned int      grown_from; /* slots from here on were not stored    */
+    _Atomic unsigned int grown_left; /* so many of them are grabbed first  */
     ap_slotmem_instance_t *next;  /* in order of creation                  */
 };
 
@@ -591,11 +593,48 @@ static int table_used(const ap_slotmem_instance_t *s, unsigned int id)
 
 /* Acquire, pairs with the fetch_and in table_release.  Release, pairs with
  * table_used and table_next_used: who fills a slot through dptr and then
- * fgrabs it shows it, filled, to doall. */
-static void table_fgrab(ap_slotmem_instance_t *s, unsigned int id)
+ * fgrabs it shows it, filled, to doall.  0 when it was in use already. */
+static int table_fgrab(ap_slotmem_instance_t *s, unsigned int id)
 {
-    atomic_fetch_or_explicit(&s->level[0][id / WORD_BITS], bit_of(id),
-                             memory_order_acq_rel);
+    return !(atomic_fetch_or_explicit(&s->level[0][id / WORD_BITS], bit_of(id),
+                                      memory_order_acq_rel) & bit_of(id));
+}
+
+/*
+ * A CLEARINUSE segment comes back with every slot free and its content in
+ * place, for its owners to find and to claim with fgrab.  When it has grown,
+ * there are new owners as well, and mod_proxy_balancer grabs for a new one
+ * before it has looked for the old ones that stand after it in the
+ * configuration.  So what has grown is given away first: else one member more
+ * would push out the first one, that one the second, and all state was lost.
+ */
+static void grown_note(ap_slotmem_instance_t *s, unsigned int stored_num)
+{
+    if ((s->type & AP_SLOTMEM_TYPE_CLEARINUSE)
+        && stored_num < s->layout.item_num) {
+        s->grown_from = stored_num;
+        atomic_store_explicit(&s->grown_left, s->layout.item_num - stored_num,
+                              memory_order_relaxed);
+    }
+}
+
+static int grown_grab(ap_slotmem_instance_t *s, unsigned int *id)
+{
+    unsigned int left = atomic_load_explicit(&s->grown_left,
+                                             memory_order_relaxed);
+    unsigned int i;
+
+    if (left == 0) {
+        return 0;
+    }
+    atomic_store_explicit(&s->grown_left, left - 1, memory_order_relaxed);
+    for (i = s->grown_from; i < s->layout.item_num; i++) {
+        if (table_fgrab(s, i)) {
+            *id = i;
+            return 1;
+        }
+    }
+    return 0;
 }
 
 /* 0 when the slot was not in use. */
@@ -2013,6 +2052,9 @@ static void store_commit_one(store_t *st, stored_t *done)
     }
     if (rv == APR_SUCCESS) {
         what = "renaming";
+        /* Noted first: after a kill in between, the file must not look newer
+         * than what the memory says of it (see orphan_is_outdated). */
+        stored_note(done->s);
         rv = apr_file_rename(done->path, done->s->store, st->pool);
     }
     if (rv != APR_SUCCESS) {
@@ -2023,7 +2065,6 @@ static void store_commit_one(store_t *st, stored_t *done)
     }
     store_renamed(st, done->s->store);
     st->written++;
-    stored_note(done->s);
 }
 
 static void store_commit(store_t *st)
@@ -2290,6 +2331,7 @@ static enum restored image_read(ap_slotmem_instance_t *s, sink_t *k,
         table_hint_all(s);
         memcpy(s->digest, digest, sizeof(digest));
         s->has_digest = num == s->layout.item_num;
+        grown_note(s, num);
         return RESTORED;
     }
     segment_wipe(s);
@@ -3360,6 +3402,7 @@ static int adopt_fill(ap_slotmem_instance_t *s, const ap_slotmem_instance_t *old
     }
     table_hint_all(s);
     s->origin = ORIGIN_MEMORY;
+    grown_note(s, old->layout.item_num);
     s->header->stored = (apr_uint64_t)apr_time_now(); /* by orphans_store */
     ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
                  "slotmem_shm: %s goes on with the memory of a run that was "
@@ -3979,7 +4022,7 @@ static apr_status_t slotmem_grab(ap_slotmem_instance_t *s, unsigned int *id)
     if (!s) {
         return APR_ENOSHMAVAIL;
     }
-    if (table_grab(s, &found)) {
+    if ((!self.is_child && grown_grab(s, &found)) || table_grab(s, &found)) {
         *id = found;
         return APR_SUCCESS;
     }
