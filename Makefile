@@ -117,7 +117,7 @@ bench: deps-bench $(MODULE)
 	$(PYTHON) -B test/bench/bench.py
 
 bench-plot: deps-bench $(MODULE)
-	$(PYTHON) -B test/bench/bench.py --plot build/bench/processes.svg
+	$(PYTHON) -B test/bench/bench.py --only race --plot build/bench/processes.svg
 
 bench-scale: deps-bench $(MODULE)
 	$(PYTHON) -B test/bench/scale.py

@@ -42,7 +42,7 @@
  * private memory (ap_slotmem_instance_t, inherited by fork), and nothing read
  * from shared memory chooses an address, a length, a path, or how long the
  * parent waits.  An index made from shared bits is masked to the geometry
- * before it is used.  test/README.md lists every shared word and what
+ * before it is used.  test/shared-words.md lists every shared word and what
  * happens when it holds anything at all.
  *
  * The rule of locks.  grab, release, fgrab, dptr, doall and the counts take
@@ -1231,8 +1231,13 @@ static apr_status_t slot_read(ap_slotmem_instance_t *s, unsigned int id,
  * One slot for the stored file: whole if that can be had within a few tries,
  * else as it stands.  Never waits, for the parent must not, and takes no
  * lock, for the parent may be killed too.  *patience counts the tries that
- * one file may cost: a hostile child that holds every lock delays nothing.
+ * one store may cost; the last of them leave the processor to others, for on
+ * a busy machine that is what the writer waits for.  A hostile child that
+ * holds every lock thus delays the parent by SNAPSHOT_NAPS milliseconds.
  */
+#define SNAPSHOT_TRIES 10000u
+#define SNAPSHOT_NAPS  200u
+
 static void slot_snapshot(const ap_slotmem_instance_t *s, unsigned int id,
                           void *to, unsigned int *patience)
 {
@@ -1245,8 +1250,12 @@ static void slot_snapshot(const ap_slotmem_instance_t *s, unsigned int id,
             copy_out(to, slot_at(s, id), s->layout.item_size);
             return;
         }
-        --*patience;
-        cpu_relax();
+        if (--*patience < SNAPSHOT_NAPS) {
+            apr_sleep(1000);
+        }
+        else {
+            cpu_relax();
+        }
     }
 }
 
@@ -1548,8 +1557,12 @@ static apr_status_t memory_attach(memory_t *m)
 
 static int memory_exceeds_machine(apr_size_t size)
 {
-    long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    static long pages; /* asking costs more than the rest of a create */
+    long page = sysconf(_SC_PAGESIZE);
 
+    if (pages == 0) {
+        pages = sysconf(_SC_PHYS_PAGES);
+    }
     return pages > 0 && page > 0
            && size / (apr_size_t)page > (apr_size_t)pages;
 }
@@ -1730,6 +1743,7 @@ typedef struct {
     apr_size_t      fill;
     unsigned char  *buffer;    /* SINK_SIZE */
     unsigned char  *other;     /* SINK_SIZE: what the file has */
+    unsigned int    patience;  /* left, with slots being written */
 } sink_t;
 
 /* Room for `n` slots of the table as read at one moment. */
@@ -1815,7 +1829,7 @@ static apr_status_t used_read(const ap_slotmem_instance_t *s, used_t *u)
 static apr_status_t emit_slots(const ap_slotmem_instance_t *s, sink_t *k)
 {
     const layout_t *l = &s->layout;
-    unsigned int id, patience = 10000;
+    unsigned int id;
     unsigned char *at;
     apr_status_t rv;
     apr_size_t off;
@@ -1826,7 +1840,7 @@ static apr_status_t emit_slots(const ap_slotmem_instance_t *s, sink_t *k)
             if (rv != APR_SUCCESS) {
                 return rv;
             }
-            slot_snapshot(s, id, at, &patience);
+            slot_snapshot(s, id, at, &k->patience);
         }
         return APR_SUCCESS;
     }
@@ -1977,11 +1991,18 @@ static int image_is_stored(ap_slotmem_instance_t *s, const used_t *u,
     return memcmp(tail, s->digest, sizeof(s->digest)) == 0;
 }
 
+#define STORE_SUFFIX_STOP       ".new"
+#define STORE_SUFFIX_CHECKPOINT ".checkpoint"
+
 /*
  * Files written and not yet renamed.  A rename must not reach the disk before
- * the bytes, so each file is flushed first; flushing them in a row after all
- * have been written lets the file system do most of it in one go.
+ * the bytes, so each file is flushed first.  Thousands of flushes in a row
+ * take longer than whoever waits for a stop is patient (a stop that takes too
+ * long ends in a kill), so there a large batch is flushed in one call that
+ * covers the whole file system; each file is then only asked for its own
+ * errors.  A checkpoint has time, and spares the rest of that file system.
  */
+#define STORE_TOGETHER 16
 #define STORE_BATCH 64
 
 typedef struct {
@@ -2040,10 +2061,55 @@ static void store_renamed(store_t *st, const char *path)
     apr_cpystrn(st->dir, dir, sizeof(st->dir));
 }
 
-static void store_commit_one(store_t *st, stored_t *done)
+/* Flushes all files of the batch at once; 0 when each has to be. */
+static int batch_flush(const store_t *st)
+{
+#ifdef __linux__
+    struct stat first, other;
+    apr_os_file_t fd;
+    int i;
+
+    if (st->filled < STORE_TOGETHER
+        || strcmp(st->suffix, STORE_SUFFIX_STOP) != 0) {
+        return 0;
+    }
+    for (i = st->filled - 1; i >= 0; i--) {
+        apr_os_file_get(&fd, st->batch[i].file);
+        if (fstat(fd, &other) != 0
+            || (i < st->filled - 1 && other.st_dev != first.st_dev)) {
+            return 0;
+        }
+        first = other;
+    }
+    return syncfs(fd) == 0;
+#else
+    (void)st;
+    return 0;
+#endif
+}
+
+static apr_status_t file_flush(apr_file_t *file, int flushed)
+{
+#ifdef __linux__
+    const unsigned int wait = SYNC_FILE_RANGE_WAIT_BEFORE
+                              | SYNC_FILE_RANGE_WRITE
+                              | SYNC_FILE_RANGE_WAIT_AFTER;
+    apr_os_file_t fd;
+
+    if (flushed) {
+        apr_os_file_get(&fd, file);
+        return sync_file_range(fd, 0, 0, wait) == 0 ? APR_SUCCESS : errno;
+    }
+#else
+    (void)flushed;
+#endif
+    return apr_file_sync(file);
+}
+
+static void store_commit_one(store_t *st, stored_t *done, int flushed)
 {
     const char *what = "flushing";
-    apr_status_t rv = apr_file_sync(done->file);
+    apr_status_t rv = file_flush(done->file, flushed);
     apr_status_t closed = apr_file_close(done->file);
 
     if (rv == APR_SUCCESS) {
@@ -2069,10 +2135,11 @@ static void store_commit_one(store_t *st, stored_t *done)
 
 static void store_commit(store_t *st)
 {
+    const int flushed = batch_flush(st);
     int i;
 
     for (i = 0; i < st->filled; i++) {
-        store_commit_one(st, &st->batch[i]);
+        store_commit_one(st, &st->batch[i], flushed);
     }
     st->filled = 0;
     apr_pool_clear(st->pool);
@@ -2152,6 +2219,7 @@ static apr_status_t store_begin(store_t *st, const char *suffix)
         return APR_ENOMEM;
     }
     st->sink.other = st->sink.buffer + SINK_SIZE;
+    st->sink.patience = SNAPSHOT_TRIES + SNAPSHOT_NAPS;
     rv = apr_pool_create_unmanaged_ex(&st->pool, NULL, NULL);
     if (rv != APR_SUCCESS) {
         free(st->sink.buffer);
@@ -2168,9 +2236,6 @@ static void store_end(store_t *st)
     apr_pool_destroy(st->pool);
     free(st->sink.buffer);
 }
-
-#define STORE_SUFFIX_STOP       ".new"
-#define STORE_SUFFIX_CHECKPOINT ".checkpoint"
 
 /* New files that a killed process left half written. */
 static void store_sweep(const ap_slotmem_instance_t *s, apr_pool_t *p)
@@ -4587,18 +4652,10 @@ static int slotmem_ready(apr_pool_t *pconf, apr_pool_t *plog,
     (void)plog;
     (void)server;
     if (runs_for_real()) {
+        /* Nobody will ask any more for what a killed run left. */
+        takeover_finish();
         status_log(ptemp);
     }
-    return OK;
-}
-
-/* Every module has had its post_config; nobody will ask for what a killed run
- * left. */
-static int slotmem_pre_mpm(apr_pool_t *p, ap_scoreboard_e sb_type)
-{
-    (void)p;
-    (void)sb_type;
-    takeover_finish();
     return OK;
 }
 
@@ -4649,7 +4706,6 @@ static void register_hooks(apr_pool_t *p)
     ap_hook_post_config(slotmem_post_config, NULL, NULL,
                         APR_HOOK_REALLY_FIRST);
     ap_hook_post_config(slotmem_ready, NULL, NULL, APR_HOOK_REALLY_LAST + 1);
-    ap_hook_pre_mpm(slotmem_pre_mpm, NULL, NULL, APR_HOOK_REALLY_LAST);
     ap_hook_child_init(slotmem_child_init, NULL, NULL, APR_HOOK_REALLY_FIRST);
     ap_hook_monitor(checkpoint_monitor, NULL, NULL, APR_HOOK_MIDDLE);
     APR_OPTIONAL_HOOK(ap, status_hook, slotmem_status, NULL, NULL,
