@@ -1229,11 +1229,11 @@ static apr_status_t slot_read(ap_slotmem_instance_t *s, unsigned int id,
 
 /*
  * One slot for the stored file: whole if that can be had within a few tries,
- * else as it stands.  Never waits, for the parent must not, and takes no
- * lock, for the parent may be killed too.  *patience counts the tries that
- * one store may cost; the last of them leave the processor to others, for on
- * a busy machine that is what the writer waits for.  A hostile child that
- * holds every lock thus delays the parent by SNAPSHOT_NAPS milliseconds.
+ * else as it stands.  Takes no lock, for the parent may be killed too, and
+ * waits for nobody in particular: *patience counts the tries that one whole
+ * store may cost.  The last of them leave the processor to others, for on a
+ * busy machine that is what a writer in the middle waits for; a hostile child
+ * that holds every lock delays the store by SNAPSHOT_NAPS milliseconds.
  */
 #define SNAPSHOT_TRIES 10000u
 #define SNAPSHOT_NAPS  200u
@@ -2065,7 +2065,7 @@ static void store_renamed(store_t *st, const char *path)
 static int batch_flush(const store_t *st)
 {
 #ifdef __linux__
-    struct stat first, other;
+    struct stat first = {0}, other;
     apr_os_file_t fd;
     int i;
 
@@ -4323,7 +4323,9 @@ static const char *html_stored(apr_pool_t *p, const row_t *row)
                         date_text(p, row->stored), ago_text(p, row->stored));
 }
 
-/* What matters first, since a phone shows the left of the table. */
+/* What matters first, since a phone shows the left of the table.  The bar is
+ * made of borders, in the colour of the text: a browser that darkens the page
+ * takes a background for one, and leaves black on black. */
 static void row_html(request_rec *r, const row_t *row)
 {
     const ap_slotmem_instance_t *s = row->s;
@@ -4333,8 +4335,9 @@ static void row_html(request_rec *r, const row_t *row)
         : 0;
 
     ap_rprintf(r, "<tr><td>%s</td><td>%u of %u</td>"
-               "<td title=\"%u%%\"><div style=\"width:5em;border:1px solid\">"
-               "<div style=\"width:%u%%;height:.7em;background:currentColor\">"
+               "<td title=\"%u%%\">"
+               "<div style=\"width:5em;height:.7em;border:1px solid\">"
+               "<div style=\"width:%u%%;border-top:.7em solid\">"
                "</div></div></td><td>%s</td><td>%s</td>"
                "<td>%" APR_SIZE_T_FMT " B</td>"
                "<td title=\"%" APR_UINT64_T_FMT " bytes\">%s</td>"

@@ -466,7 +466,7 @@ class Httpd:
         if user is None and os.geteuid() == 0:
             self.user = unprivileged_user()
         self.define, self.strict = list(define), strict
-        self.may_leak = may_leak
+        self.may_leak = may_leak or "SLOTMEM_MAY_LEAK" in os.environ
         self.process = None
         self.pid = None
         self.generation = 0

@@ -1,0 +1,334 @@
+/* Licensed to the Apache Software Foundation (ASF) under one or more
+ * contributor license agreements.  See the NOTICE file distributed with
+ * this work for additional information regarding copyright ownership.
+ * The ASF licenses this file to You under the Apache License, Version 2.0
+ * (the "License"); you may not use this file except in compliance with
+ * the License.  You may obtain a copy of the License at
+ *
+ *     http://www.apache.org/licenses/LICENSE-2.0
+ *
+ * Unless required by applicable law or agreed to in writing, software
+ * distributed under the License is distributed on an "AS IS" BASIS,
+ * WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+ * See the License for the specific language governing permissions and
+ * limitations under the License.
+ */
+
+/*
+ * libFuzzer: whatever a stored file holds, it is believed only if it is whole.
+ *
+ *     byte 0   the geometry of the segment that is to be filled
+ *     byte 1   bit 0: the rest is the file, or a recipe for one (below)
+ *              bits 1 and 2: the file is 1, 2 or 3 bytes shorter than stat()
+ *              said, since somebody cuts it meanwhile
+ *     rest
+ *
+ * A recipe: the number of slots of the image (2 bytes), the slots' bytes that
+ * are repeated (1 byte says how many), the table's, likewise; how many bytes
+ * are cut off, how many are appended, and then changes, each of an offset (3
+ * bytes) and a byte.  The MD5 is right before the changes, so that the code
+ * behind it is reached.
+ *
+ * What the module makes of the file is compared with an oracle, written from
+ * include/mod_slotmem_shm.h and not from the module; AddressSanitizer watches
+ * the segment's memory, the slack behind the slots included.  run.sh makes
+ * the module's chunks of 256 bytes, so that small files have several.
+ */
+#define _GNU_SOURCE
+#include "apr_file_io.h"
+
+/* The file is in memory: real ones would be most of the work. */
+static apr_status_t memory_read(void *to, apr_size_t len, apr_size_t *got);
+static apr_status_t memory_seek(apr_off_t *off);
+#define apr_file_read_full(file, to, len, got)                                 \
+    ((void)(file), memory_read((to), (len), (got)))
+#define apr_file_seek(file, where, off)                                        \
+    ((void)(file), (void)(where), memory_seek(off))
+
+#include "mod_slotmem_shm.c"
+
+#include <sanitizer/asan_interface.h>
+#include <stdio.h>
+
+#include "standin_httpd.h"
+
+#define TYPE      (AP_SLOTMEM_TYPE_PERSIST | AP_SLOTMEM_TYPE_PREGRAB)
+#define FILE_MAX  8192
+#define IMAGE_MAX 3000
+
+static const struct {
+    apr_size_t size;
+    unsigned int num;
+} geometries[] = {
+    { 4, 3 },    { 1, 1 },   { 0, 5 },         { 64, 0 },
+    { 200, 10 }, { 1, 130 }, { 7, 65 },        { 16, 64 },
+    { 3, 420 },  { 700, 2 }, { SINK_SIZE, 1 }, { SINK_SIZE - 1, 3 },
+};
+#define GEOMETRIES (sizeof(geometries) / sizeof(geometries[0]))
+
+static ap_slotmem_instance_t segments[GEOMETRIES];
+static unsigned char file_bytes[FILE_MAX];
+static size_t file_len, file_at;
+static unsigned char buffer[SINK_SIZE];
+
+static void check(int good, const char *what)
+{
+    if (!good) {
+        fprintf(stderr, "broken: %s\n", what);
+        abort();
+    }
+}
+
+static void segment_prepare(ap_slotmem_instance_t *s, apr_size_t size,
+                            unsigned int num)
+{
+    char *memory, *end;
+
+    s->type = TYPE;
+    s->name = "fuzz";
+    check(layout_make(&s->layout, size, num) == APR_SUCCESS, "a layout");
+    memory = aligned_alloc(SLOTMEM_SHM_ALIGN, s->layout.total);
+    memset(memory, 0, s->layout.total);
+    segment_lay(s, memory);
+    end = s->slots + s->layout.slots_len;
+    __asan_poison_memory_region(end, (size_t)(memory + s->layout.total - end));
+}
+
+int LLVMFuzzerInitialize(int *argc, char ***argv)
+{
+    size_t i;
+
+    (void)argc;
+    (void)argv;
+    apr_initialize();
+    for (i = 0; i < GEOMETRIES; i++) {
+        segment_prepare(&segments[i], geometries[i].size, geometries[i].num);
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------------
+ * The file, from the input
+ */
+
+typedef struct {
+    const uint8_t *at;
+    size_t left;
+} input_t;
+
+static unsigned int take(input_t *in, unsigned int bytes)
+{
+    unsigned int value = 0;
+
+    while (bytes-- && in->left) {
+        value = value << 8 | *in->at++;
+        in->left--;
+    }
+    return value;
+}
+
+static void fill(input_t *in, unsigned char *to, size_t len)
+{
+    size_t pattern = take(in, 1), i;
+
+    pattern = pattern < in->left ? pattern : in->left;
+    for (i = 0; i < len; i++) {
+        to[i] = pattern ? in->at[i % pattern] : 0;
+    }
+    in->at += pattern;
+    in->left -= pattern;
+}
+
+static void file_compose(input_t *in, apr_size_t size)
+{
+    size_t num = take(in, 2), slots, cut, i;
+    struct slotmem_shm_file_desc desc = { size, 0, TYPE };
+    unsigned char *end;
+
+    if (num > IMAGE_MAX / (size + 1)) {
+        num = IMAGE_MAX / (size + 1);
+    }
+    slots = num * size;
+    desc.item_num = (unsigned int)num;
+    memset(file_bytes, 0, 8);
+    fill(in, file_bytes + 8, slots);
+    fill(in, file_bytes + 8 + slots, num);
+    for (i = 0; i < num; i++) {
+        file_bytes[8 + slots + i] &= 1;
+    }
+    end = file_bytes + 8 + slots + num;
+    apr_md5(end, file_bytes, (apr_size_t)(end - file_bytes));
+    memcpy(end + 16, &desc, sizeof(desc));
+    file_len = (size_t)(end + 32 - file_bytes);
+
+    cut = take(in, 1);
+    file_len -= cut < file_len ? cut : file_len;
+    cut = take(in, 1);
+    fill(in, file_bytes + file_len, cut);
+    file_len += cut;
+    while (in->left >= 4 && file_len) {
+        unsigned int off = take(in, 3);
+        file_bytes[off % file_len] = (unsigned char)take(in, 1);
+    }
+}
+
+/* As APR: what there is, and APR_EOF if it is less than asked for. */
+static apr_status_t memory_read(void *to, apr_size_t len, apr_size_t *got)
+{
+    size_t left = file_at < file_len ? file_len - file_at : 0;
+
+    left = left < len ? left : len;
+    memcpy(to, file_bytes + file_at, left);
+    file_at += left;
+    if (got) {
+        *got = left;
+    }
+    return left < len ? APR_EOF : APR_SUCCESS;
+}
+
+static apr_status_t memory_seek(apr_off_t *off)
+{
+    if (*off < 0) {
+        return APR_EINVAL;
+    }
+    file_at = (size_t)*off;
+    return APR_SUCCESS;
+}
+
+/* ------------------------------------------------------------------------
+ * The oracle
+ */
+
+static uint64_t length_of(uint64_t size, uint64_t num)
+{
+    __uint128_t length = (__uint128_t)num * size + num + 40;
+
+    return length > UINT64_MAX ? 0 : (uint64_t)length;
+}
+
+/* Is there a whole image of that geometry in the first `len` bytes? */
+static int is_image(uint64_t len, uint64_t size, unsigned int num)
+{
+    struct slotmem_shm_file_desc desc;
+    unsigned char digest[16];
+
+    if (len != length_of(size, num) || len > file_len) {
+        return 0;
+    }
+    memcpy(&desc, file_bytes + len - 16, sizeof(desc));
+    if (desc.item_size != size || desc.item_num != num || desc.type != TYPE) {
+        return 0;
+    }
+    apr_md5(digest, file_bytes, (apr_size_t)len - 32);
+    return memcmp(digest, file_bytes + len - 32, 16) == 0;
+}
+
+/* How many slots of the file are to be believed; -1: it is not.  *cut: they
+ * are whole, but do not fit. */
+static long oracle(const layout_t *l, int *cut)
+{
+    struct slotmem_shm_file_desc desc;
+    unsigned int i;
+
+    *cut = 0;
+    if (is_image(length_of(l->item_size, l->item_num), l->item_size,
+                 l->item_num)) {
+        return l->item_num;
+    }
+    if (file_len < 40) {
+        return -1;
+    }
+    memcpy(&desc, file_bytes + file_len - 16, sizeof(desc));
+    if (desc.item_size != l->item_size
+        || !is_image(file_len, l->item_size, desc.item_num)) {
+        return -1;
+    }
+    for (i = l->item_num; i < desc.item_num; i++) {
+        const unsigned char *slots = file_bytes + 8;
+        size_t size = l->item_size, b;
+
+        *cut |= slots[size * desc.item_num + i] != 0;
+        for (b = 0; b < size; b++) {
+            *cut |= slots[i * size + b] != 0;
+        }
+    }
+    return desc.item_num;
+}
+
+static void check_filled(ap_slotmem_instance_t *s, unsigned int num)
+{
+    const unsigned char *slots = file_bytes + 8;
+    const unsigned char *table = slots + s->layout.item_size * num;
+    unsigned int i, used = 0, lowest = s->layout.item_num, id;
+    size_t size = s->layout.item_size;
+
+    for (i = 0; i < s->layout.item_num; i++) {
+        const char *slot = s->slots + size * i;
+
+        check(i < num ? memcmp(slot, slots + size * i, size) == 0
+                      : all_zero((const unsigned char *)slot, size),
+              "a slot holds what the file holds");
+        check((i < num && table[i] != 0) == table_used(s, i),
+              "a slot is in use as the file says");
+        used += table_used(s, i) != 0;
+        if (!table_used(s, i) && lowest == s->layout.item_num) {
+            lowest = i;
+        }
+    }
+    check(table_count(s) == used, "the count of slots in use");
+    check(table_grab(s, &id) == (lowest < s->layout.item_num)
+              && (lowest == s->layout.item_num || id == lowest),
+          "grab gives the lowest free slot");
+}
+
+static void check_empty(const ap_slotmem_instance_t *s)
+{
+    const unsigned char *memory = (const unsigned char *)s->header;
+
+    check(all_zero(memory, (size_t)((const unsigned char *)s->slots - memory)
+                               + s->layout.slots_len),
+          "nothing of a file that is refused is left in the segment");
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    input_t in = { data, size };
+    ap_slotmem_instance_t *s = &segments[take(&in, 1) % GEOMETRIES];
+    unsigned int how = take(&in, 1);
+    sink_t sink = { .buffer = buffer };
+    apr_status_t rv = APR_SUCCESS;
+    enum restored result;
+    uint64_t told;
+    long num;
+    int cut;
+
+    memset(s->header, 0, s->layout.slots_off);
+    memset(s->slots, 0, s->layout.slots_len);
+    if (how & 1) {
+        file_compose(&in, s->layout.item_size);
+    }
+    else {
+        file_len = in.left < FILE_MAX ? in.left : FILE_MAX;
+        memcpy(file_bytes, in.at, file_len);
+    }
+    told = file_len;
+    file_len -= (how >> 1 & 3) < file_len ? how >> 1 & 3 : file_len;
+    file_at = 0;
+    result = image_find(s, &sink, told, &rv);
+
+    num = oracle(&s->layout, &cut);
+    if (told != file_len && result != RESTORED) {
+        check_empty(s); /* it shrank: refused is always right */
+    }
+    else if (num >= 0 && !cut) {
+        check(result == RESTORED, "a whole file is believed");
+        check_filled(s, (unsigned int)num);
+    }
+    else {
+        check(result != RESTORED, "a file that is not whole is refused");
+        check(result != RESTORE_FAILED, "and nothing failed but the file");
+        check(!cut || result == RESTORE_NOT_FIT, "what does not fit is told");
+        check_empty(s);
+    }
+    return 0;
+}

@@ -1,0 +1,242 @@
+/* Licensed to the Apache Software Foundation (ASF) under one or more
+ * contributor license agreements.  See the NOTICE file distributed with
+ * this work for additional information regarding copyright ownership.
+ * The ASF licenses this file to You under the Apache License, Version 2.0
+ * (the "License"); you may not use this file except in compliance with
+ * the License.  You may obtain a copy of the License at
+ *
+ *     http://www.apache.org/licenses/LICENSE-2.0
+ *
+ * Unless required by applicable law or agreed to in writing, software
+ * distributed under the License is distributed on an "AS IS" BASIS,
+ * WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+ * See the License for the specific language governing permissions and
+ * limitations under the License.
+ */
+
+/*
+ * A put or get that runs over several slots (span_write and span_read of
+ * mod_slotmem_shm.c), beside puts of single slots.  Two stripes of one slot
+ * each, a byte a slot; lock.pml has the steps of one lock in full, so here a
+ * lock's word has no sequence, and nobody reads without it.
+ *
+ * What is checked: no two of them wait for each other (invalid end state); a
+ * span_read returns what the last completed puts left, in all of its slots
+ * (assert in span_read); a slot is refused only if its writer died when it had
+ * every stripe, since before that it wrote nothing; whoever died, in the end
+ * all can be put and read.
+ *
+ * Mutations:
+ *   ANY_ORDER           a span is locked from its last stripe down by one
+ *                       process, and up by the other
+ *   NOTE_WHILE_LOCKING  `writing` is noted for each stripe as it is locked
+ *   NO_NOTE             `writing` is noted for the first stripe only
+ */
+
+#ifndef NP
+#define NP 2
+#endif
+#ifndef OPS
+#define OPS 2
+#endif
+#ifndef DEATHS
+#define DEATHS 2
+#endif
+
+#define FREE 255
+
+byte lock[2] = { FREE, FREE };      /* owner */
+bool writing[2], torn[2];
+byte data[2];
+
+/* What no process knows: */
+byte good[2];
+bool broken[2];
+byte version;
+byte deaths = DEATHS;
+byte ended;
+bool dead[NP + 1];
+
+#define STEP(access) \
+    if \
+    :: atomic { access } \
+    :: atomic { deaths > 0 -> deaths--; goto died } \
+    fi
+
+/* lock_mend in full is in lock.pml; the take-over decides who does it. */
+inline lock_mend(i) {
+    STEP(
+        if
+        :: lock[i] == seen -> lock[i] = me; mine = true
+        :: else
+        fi
+    );
+    if
+    :: mine ->
+       mine = false;
+       STEP(noted = writing[i]);
+       if
+       :: noted -> STEP(torn[i] = true)
+       :: else
+       fi;
+       STEP(lock[i] = FREE)
+    :: else
+    fi
+}
+
+inline slot_lock(i, note) {
+    do
+    :: STEP(
+           if
+           :: lock[i] == FREE -> lock[i] = me; mine = true
+           :: else -> seen = lock[i]
+           fi
+       );
+       if
+       :: mine -> break
+       :: else ->
+          STEP(lock[i] != seen || dead[seen] ->
+               gone = (lock[i] == seen && dead[seen]));
+          if
+          :: gone -> gone = false; lock_mend(i)
+          :: else
+          fi
+       fi
+    od;
+    mine = false;
+    STEP(writing[i] = note)
+}
+
+inline slot_unlock(i) {
+    STEP(writing[i] = false;
+         if
+         :: putting[i] -> good[i] = value; broken[i] = false
+         :: else
+         fi;
+         putting[i] = false);
+    STEP(lock[i] = FREE)
+}
+
+#ifdef NOTE_WHILE_LOCKING
+#define NOTE(b) b
+#else
+#define NOTE(b) false
+#endif
+
+inline span_lock(b) {
+#ifdef ANY_ORDER
+    if
+    :: me == 0 -> slot_lock(1, NOTE(b)); slot_lock(0, NOTE(b))
+    :: else -> slot_lock(0, NOTE(b)); slot_lock(1, NOTE(b))
+    fi
+#else
+    slot_lock(0, NOTE(b));
+    slot_lock(1, NOTE(b))
+#endif
+}
+
+inline span_write() {
+    atomic { version++; value = version }
+    span_lock(true);
+    atomic { putting[0] = true; putting[1] = true }
+#ifndef NOTE_WHILE_LOCKING
+    STEP(writing[0] = true);                                  /* span_note */
+#ifndef NO_NOTE
+    STEP(writing[1] = true);
+#endif
+#endif
+    STEP(data[0] = value);
+    STEP(data[1] = value);
+    if
+    :: torn[0] -> STEP(torn[0] = false)
+    :: else
+    fi;
+    if
+    :: torn[1] -> STEP(torn[1] = false)
+    :: else
+    fi;
+    slot_unlock(0);
+    slot_unlock(1)
+}
+
+inline slot_write(i) {
+    atomic { version++; value = version }
+    slot_lock(i, true);
+    putting[i] = true;
+    STEP(data[i] = value);
+    if
+    :: torn[i] -> STEP(torn[i] = false)
+    :: else
+    fi;
+    slot_unlock(i)
+}
+
+inline span_read() {
+    span_lock(false);
+    STEP(refused = torn[0]; assert(!refused || broken[0]));
+    if
+    :: !refused -> STEP(refused = torn[1]; assert(!refused || broken[1]))
+    :: else
+    fi;
+    if
+    :: !refused ->
+       STEP(assert(data[0] == good[0]));
+       STEP(assert(data[1] == good[1]))
+    :: else
+    fi;
+    slot_unlock(0);
+    slot_unlock(1)
+}
+
+/* Any of the three; the judge, when all have ended, reads, writes, reads. */
+proctype process(byte me; bool judge) {
+    byte seen, value;
+    bool mine, gone, noted, refused;
+    bool putting[2];
+    byte calls = (judge -> 3 : OPS);
+
+    do
+    :: calls > 0 ->
+       calls--;
+       if
+       :: !judge || calls == 1 -> span_write()
+       :: !judge -> slot_write(1)
+       :: !judge || calls != 1 -> span_read()
+       fi;
+       atomic {
+           assert(!judge || calls > 0 || !refused);
+           refused = false; value = 0; seen = 0; noted = false
+       };
+progress_called: skip
+    :: else -> break
+    od;
+    goto over;
+died:
+    atomic {
+        dead[me] = true;
+        broken[0] = broken[0] || putting[0];
+        broken[1] = broken[1] || putting[1]
+    };
+over:
+    ended++
+}
+
+init {
+    byte n;
+
+    atomic {
+        /* Any number of deaths up to that: one that is left could end a
+         * wait that nothing else would end. */
+        do
+        :: deaths > 0 -> deaths--
+        :: break
+        od;
+        do
+        :: n < NP -> run process(n, false); n++
+        :: else -> break
+        od
+    }
+    ended == NP;
+    deaths = 0;
+    run process(NP, true)
+}

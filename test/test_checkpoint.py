@@ -1,0 +1,493 @@
+# Licensed to the Apache Software Foundation (ASF) under one or more
+# contributor license agreements.  See the NOTICE file distributed with
+# this work for additional information regarding copyright ownership.
+# The ASF licenses this file to You under the Apache License, Version 2.0
+# (the "License"); you may not use this file except in compliance with
+# the License.  You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The checkpoint: what a power cut, or a container that dies, costs at most.
+
+But for the first test, the module is built with a shorter pause, and a
+preloaded library (shim/hurry.c) lets httpd run its monitor hook more often;
+else a test of ten checkpoints took two minutes.
+"""
+
+import concurrent.futures
+import glob
+import os
+import re
+import signal
+import time
+
+import pytest
+
+import httpd as harness
+import shim
+import storedfile
+from storedfile import Stored
+
+CONF = """
+Mutex sem
+PidFile ${ROOT}/logs/httpd.pid
+SlotmemTestCreate seg 64 10 persist+pregrab
+SlotmemTestCreate other 700 200 persist
+SlotmemTestCreate plain 64 10 0
+"""
+TRACE = "info slotmem_shm:trace1"
+ENDED = (r"checkpoint process (\d+) ended with status (\d+)"
+         r".* begins (\d+) s after")
+UNFINISHED = r"checkpoint process \d+ ended .*before it had stored everything"
+
+
+@pytest.fixture(scope="session")
+def fast_module():
+    return shim.hurried_module()
+
+
+@pytest.fixture
+def fast(httpd, fast_module):
+    """fast(conf, ...) starts a server that makes a checkpoint each second."""
+    def make(conf=CONF, faults=False, **more):
+        start = more.pop("start", True)
+        more.setdefault("children", 1)
+        if faults:
+            more["shm_size"] = "8m"
+        server = httpd(conf, slotmem_module=fast_module, loglevel=TRACE,
+                       start=False, **more)
+        server.allow_log("AH00098")
+        shim.preload(server, "hurry")
+        if faults:
+            server.faults = shim.Faults(server)
+        return server.start() if start else server
+    return make
+
+
+def put(server, text, name="seg", slot=0):
+    slotmem = server.slotmem()
+    assert slotmem.fgrab(name, slot).ok
+    assert slotmem.put(name, slot, text.ljust(32, b"\0")).ok
+
+
+def text_of(server, name="seg", slot=0):
+    return server.slotmem().read(name, slot, 64).rstrip(b"\0")
+
+
+def in_file(server, name="seg", slot=0):
+    """None while there is no file; raises if it is not whole."""
+    try:
+        return Stored(server.persist_path(name)).slots[slot].rstrip(b"\0")
+    except FileNotFoundError:
+        return None
+
+
+def wait_stored(server, text, **more):
+    harness.wait_for(lambda: in_file(server) == text,
+                     f"a checkpoint to store {text}", **more)
+
+
+def wait_checkpoints(server, count):
+    """Until so many more have ended."""
+    before = len(server.log_lines(ENDED))
+    harness.wait_for(lambda: len(server.log_lines(ENDED)) >= before + count,
+                     f"{count} checkpoints")
+
+
+def helpers(server):
+    """Processes of the server that are neither parent nor children."""
+    began = {int(m) for m in re.findall(r"checkpoint process (\d+) began",
+                                        server.log())}
+    return sorted(began & set(server.processes()))
+
+
+def wait_helper(server):
+    return harness.wait_for(lambda: helpers(server), "a helper")[0]
+
+
+def zombies(server):
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            stat = harness.process_stat(name)
+            if stat and stat[0] == "Z" and stat[1] == server.pid:
+                found.append(int(name))
+    return found
+
+
+def no_lost_child(server):
+    assert not server.log_lines(r"long lost child|AH00488|AH00167")
+
+
+def check_clean(server):
+    """No half-written file after a stop."""
+    left = [name for name in os.listdir(server.run_dir)
+            if not name.endswith(".persist")]
+    assert left == []
+
+
+# ---------------------------------------------------------------------------
+# That it comes
+# ---------------------------------------------------------------------------
+
+def test_checkpoint_comes_by_itself(httpd):
+    """With the module as it is: a file appears while the server runs."""
+    server = httpd(CONF, loglevel=TRACE)
+    put(server, b"first")
+    began = time.monotonic()
+    wait_stored(server, b"first", limit=120)
+    took = time.monotonic() - began
+    put(server, b"second")
+    wait_stored(server, b"second", limit=120)
+    pauses = [int(m[3]) for m in re.finditer(ENDED, server.log())]
+    assert pauses and 10 <= min(pauses), f"{pauses}, the first after {took}"
+    assert os.listdir(server.run_dir).count("slotmem-shm-seg.shm.persist") == 1
+    no_lost_child(server)
+
+
+def test_killed_with_its_memory_gone_after_a_checkpoint(fast, mpm):
+    """A container that dies, a power cut."""
+    server = fast(mpm=mpm)
+    for text in b"one", b"two":
+        put(server, text)
+        wait_stored(server, text)
+        wait_checkpoints(server, 1)
+        server.kill_all()
+        assert server.leaked_shm()
+        for path in server.leaked_shm():
+            os.unlink(path)
+        server.start()
+        assert text_of(server) == text
+        assert server.slotmem().in_use("seg") == [0]
+
+
+def test_helper_is_a_child_that_the_mpm_knows(fast, mpm):
+    """Else the log fills with "long lost child came home", and zombies."""
+    server = fast(mpm=mpm)
+    for number in range(4):
+        put(server, b"%d" % number)
+        wait_checkpoints(server, 1)
+    harness.wait_for(lambda: not zombies(server), "the helpers to be reaped")
+    codes = {int(m[2]) for m in re.finditer(ENDED, server.log())}
+    assert codes and min(codes) >= 65
+    server.graceful()
+    put(server, b"after")
+    wait_stored(server, b"after")
+    server.stop()
+    no_lost_child(server)
+    assert not server.log_lines(r"AH0005[0-2]|checkpoint.*:warn")
+    check_clean(server)
+
+
+def test_file_that_has_it_already_is_not_written(fast):
+    """A balancer that nobody uses must not wear out the disk."""
+    server = fast()
+    put(server, b"text")
+    wait_stored(server, b"text")
+    names = "seg", "other"
+    wait_checkpoints(server, 1)
+    before = {n: storedfile.identity(server.persist_path(n)) for n in names}
+    wait_checkpoints(server, 3)
+    assert before == {n: storedfile.identity(server.persist_path(n))
+                      for n in names}
+    put(server, b"more")
+    wait_stored(server, b"more")
+    assert (storedfile.identity(server.persist_path("other"))
+            == before["other"])
+
+
+def test_file_is_whole_at_any_time_under_load(fast):
+    """Whoever reads it, a backup or the next start after a power cut."""
+    server = fast("SlotmemTestCreate seg 300 400 persist")
+    server.children_wanted = 1
+    pid = server.children()[0]
+    path, seen = server.persist_path("seg"), set()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        hammer = pool.submit(server.slotmem(pid).hammer, "seg", "write",
+                             threads=2, ops=0)
+        harness.wait_for(lambda: os.path.exists(path), "the first checkpoint")
+        end = time.monotonic() + harness.LIMIT
+        while len(seen) < 4 and time.monotonic() < end:
+            stored = Stored(path)                # raises if it is not whole
+            assert all(len(set(slot)) == 1 for slot in stored.slots)
+            seen.add(stored.raw)
+        server.slotmem(pid).stop()
+        assert hammer.result().failed == 0
+    assert len(seen) >= 4
+
+
+def test_segments_without_persist_make_no_helper(fast):
+    server = fast("SlotmemTestCreate plain 64 10 0")
+    put(server, b"text", "plain")
+    time.sleep(1.5)        # nothing is to come; longer proves hardly more
+    assert not server.log_lines("checkpoint")
+
+
+# ---------------------------------------------------------------------------
+# The helper
+# ---------------------------------------------------------------------------
+
+def test_helper_keeps_no_listener_and_is_nice(fast):
+    """One that a dead disk holds would keep the port from the next server."""
+    server = fast(faults=True)
+    server.faults.arm(1, "wait", "helper", "fsync")
+    put(server, b"text")
+    pid = wait_helper(server)
+    harness.wait_for(server.faults.counted, "the helper to reach its fsync")
+    listening = set()
+    with open("/proc/net/tcp") as table:
+        for line in table.readlines()[1:]:
+            fields = line.split()
+            if int(fields[1].split(":")[1], 16) in server.ports:
+                listening.add(f"socket:[{fields[9]}]")
+    opened = {os.readlink(path) for path in glob.glob(f"/proc/{pid}/fd/*")}
+    assert listening and not listening & opened
+    marker = os.path.join(server.run_dir, "slotmem-shm.run")
+    assert os.path.exists(marker)
+    with open(f"/proc/{pid}/stat") as file:
+        assert int(file.read().rpartition(")")[2].split()[16]) >= 10
+    server.faults.go()
+    wait_stored(server, b"text")
+
+
+def test_helper_killed_in_the_middle_harms_nothing(fast):
+    """By the out-of-memory killer, at any of its operations."""
+    server = fast(faults=True)
+    server.allow_log(UNFINISHED)
+    put(server, b"0")
+    wait_stored(server, b"0")
+    old, died = b"0", 0
+    for n in range(1, 100):
+        text = b"%d" % n
+        put(server, text)
+        put(server, text, "other", n)
+        server.faults.arm(n, "kill", "helper")
+        ended = len(server.log_lines(ENDED))
+        # One may have been at work already, and then there may be one more.
+        harness.wait_for(
+            lambda: len(server.log_lines(UNFINISHED)) > died
+            or len(server.log_lines(ENDED)) > ended + 2, "the helper's end")
+        assert in_file(server) in (old, text)
+        Stored(server.persist_path("other"))
+        server.faults.disarm()
+        if len(server.log_lines(UNFINISHED)) == died:
+            break
+        died += 1
+        wait_stored(server, text)
+        old = text
+    assert died > 12, "more operations than that were expected"
+    no_lost_child(server)
+    server.faults.arm(3, "kill", "helper")
+    put(server, b"last")
+    harness.wait_for(lambda: len(server.faults.counted()) >= 3, "the kill")
+    server.faults.pass_on()
+    server.stop()
+    check_clean(server)
+    assert in_file(server) == b"last"
+
+
+def test_helper_that_is_stuck_holds_up_no_stop_and_no_restart(fast, mpm):
+    """Nor does what it would have stored replace what is stored without it."""
+    call = {"event": "fsync", "worker": "write", "prefork": "rename"}[mpm]
+    server = fast(faults=True, mpm=mpm)
+    server.allow_log("goes on with|AH0005[12].*exit signal Killed")
+    for step in server.graceful, server.restart, server.stop:
+        server.faults.arm(1, "wait", "helper", call)
+        put(server, b"stuck")
+        pid = wait_helper(server)
+        harness.wait_for(server.faults.counted, f"the helper at its {call}")
+        put(server, b"final")
+        server.faults.pass_on()
+        step()
+        assert not harness.is_alive(pid)
+        assert in_file(server) == b"final"
+        server.faults.go()
+        assert in_file(server) == b"final"
+        server.faults.disarm()
+    no_lost_child(server)
+    check_clean(server)
+    server.start()
+    assert text_of(server) == b"final"
+
+
+def test_helper_that_is_halted_holds_up_no_stop(fast):
+    server = fast(faults=True)
+    server.faults.arm(2, "wait", "helper", "write")
+    put(server, b"halted")
+    pid = wait_helper(server)
+    harness.wait_for(lambda: len(server.faults.counted()) > 1, "a write")
+    os.kill(pid, signal.SIGSTOP)
+    put(server, b"final")
+    server.stop()
+    assert not harness.is_alive(pid)
+    assert in_file(server) == b"final"
+    check_clean(server)
+
+
+def test_helper_ends_with_a_parent_that_is_killed(fast):
+    """Else what it stores late replaced what the next run has stored."""
+    server = fast(faults=True)
+    server.faults.arm(1, "wait", "helper", "rename")
+    put(server, b"early")
+    pid = wait_helper(server)
+    harness.wait_for(server.faults.counted, "the helper at its rename")
+    put(server, b"late")
+    server.kill_parent()
+    server.wait_gone([pid])
+    server.end_orphans()
+    server.faults.disarm()
+    server.start()
+    assert text_of(server) == b"late"
+    server.stop()
+    assert in_file(server) == b"late"
+    check_clean(server)
+
+
+class Freezer:
+    """Holds a process in the kernel, where no signal reaches it: as a disk
+    that does not answer."""
+
+    ROOT = "/sys/fs/cgroup/freezer"
+
+    def __init__(self):
+        self.group = os.path.join(self.ROOT, f"slotmem-test-{os.getpid()}")
+
+    def __enter__(self):
+        try:
+            os.mkdir(self.group)
+        except OSError:
+            pytest.skip("no cgroup freezer that we may use")
+        return self
+
+    def _write(self, file, text):
+        with open(os.path.join(self.group, file), "w") as control:
+            control.write(text)
+
+    def freeze(self, pid):
+        self._write("cgroup.procs", str(pid))
+        self._write("freezer.state", "FROZEN")
+
+    def thaw(self):
+        self._write("freezer.state", "THAWED")
+
+    def __exit__(self, *exception):
+        self.thaw()
+
+        def removed():
+            try:
+                os.rmdir(self.group)
+            except OSError:
+                return False
+            return True
+
+        harness.wait_for(removed, "the frozen process to end")
+
+
+@pytest.mark.parametrize("ends", ["while it runs", "after the stop"])
+def test_helper_that_the_kernel_holds(fast, ends):
+    """SIGKILL waits for it until the disk answers.  The server goes on
+    without it, no other helper begins, and its end is no riddle to the MPM."""
+    server = fast(faults=True)
+    with Freezer() as freezer:
+        server.faults.arm(1, "wait", "helper", "rename")
+        put(server, b"frozen")
+        pid = wait_helper(server)
+        harness.wait_for(server.faults.counted, "the helper at its rename")
+        freezer.freeze(pid)
+        server.faults.disarm()
+        put(server, b"final")
+        with server.announced("was killed but does not end"):
+            server.graceful()
+        assert harness.is_alive(pid)
+        assert in_file(server) == b"final" and text_of(server) == b"final"
+        if ends == "while it runs":
+            put(server, b"later")
+            time.sleep(1.5)    # no checkpoint is to come
+            assert in_file(server) == b"final"
+            server.faults.go()
+            freezer.thaw()
+            server.wait_gone([pid])
+            wait_stored(server, b"later")
+            no_lost_child(server)
+            server.stop()
+        else:
+            server.allow_log("was killed but does not end")
+            put(server, b"stopped")
+            os.kill(server.pid, signal.SIGTERM)
+            harness.wait_for(lambda: server.process.poll() is not None,
+                             "the parent to stop in spite of its helper")
+            assert in_file(server) == b"stopped"
+            server.faults.go()
+            freezer.thaw()
+            server._wait_exit("the helper to end")
+            assert in_file(server) == b"stopped"
+        check_clean(server)
+
+
+def test_helper_that_ends_just_before_a_restart(fast, mpm):
+    """APR, not the MPM, then finds it gone, and tells its status in another
+    form, which must not be taken for a pause of centuries."""
+    server = fast(faults=True, mpm=mpm)
+    server.faults.arm(1, "wait", "helper", "fsync")
+    put(server, b"text")
+    pid = wait_helper(server)
+    harness.wait_for(server.faults.counted, "the helper at its fsync")
+    os.kill(server.pid, signal.SIGSTOP)
+    server.faults.go()
+    harness.wait_for(lambda: pid in zombies(server), "the helper to end")
+    os.kill(server.pid, signal.SIGHUP)
+    os.kill(server.pid, signal.SIGCONT)
+    harness.wait_for(lambda: server.log_lines("SIGHUP received"), "SIGHUP")
+    harness.wait_for(lambda: len(server.log_lines("resuming normal")) == 2
+                     and server.children(), "the restart")
+    server.generation = server._newest_generation()
+    server.faults.disarm()
+    put(server, b"after")
+    wait_stored(server, b"after")
+    told = [(int(m[2]), int(m[3])) for m in re.finditer(ENDED, server.log())]
+    assert all(status < 256 and pause < 3600 for status, pause in told), told
+    no_lost_child(server)
+
+
+def test_no_process_for_a_helper(fast):
+    """A machine at its limit of processes: it is logged, and tried again."""
+    server = fast(faults=True)
+    server.expect_log("no process for a checkpoint")
+    server.faults.arm(1, "EAGAIN", "leader", "fork")
+    harness.wait_for(server.faults.counted, "the fork that fails")
+    server.faults.disarm()
+    put(server, b"text")
+    wait_stored(server, b"text")
+
+
+def test_checkpoint_on_a_disk_that_fails(fast):
+    """Logged each time; the old file stays; and then it heals."""
+    server = fast(faults=True)
+    put(server, b"old")
+    wait_stored(server, b"old")
+    server.faults.arm(1, "EIO", "helper", "fsync")
+    put(server, b"new")
+    with server.announced("AH02334.*cannot store seg: flushing"):
+        harness.wait_for(lambda: server.log_lines("AH02334.*cannot store"),
+                         "the failure to be logged")
+        assert in_file(server) == b"old"
+        server.faults.disarm()
+        wait_stored(server, b"new")
+
+
+def test_checkpoints_go_on_after_restarts(fast, mpm):
+    """The pause is remembered over a restart, which loads the module anew."""
+    server = fast(mpm=mpm)
+    for step in server.graceful, server.restart, server.graceful:
+        step()
+        put(server, b"x")
+        wait_stored(server, b"x")
+        put(server, b"y")
+        wait_stored(server, b"y")
+    server.stop()
+    check_clean(server)

@@ -1,0 +1,70 @@
+#!/bin/sh
+# Licensed to the Apache Software Foundation (ASF) under one or more
+# contributor license agreements.  See the NOTICE file distributed with
+# this work for additional information regarding copyright ownership.
+# The ASF licenses this file to You under the Apache License, Version 2.0
+# (the "License"); you may not use this file except in compliance with
+# the License.  You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+# Builds and runs the tests of unit.c: run.sh [BUILD ...] [-- PATTERN]
+#
+# BUILD is plain, thread (ThreadSanitizer, gcc), thread-clang, or address
+# (AddressSanitizer and UBSan, clang); plain, thread and address without any.
+# CC and CLANG name the compilers.  A sanitizer that says anything fails.
+set -eu
+top=$(cd "$(dirname "$0")/../.." && pwd)
+apxs=${APXS:-apxs}
+gcc=${CC:-gcc}
+clang=${CLANG:-$(command -v clang-14 || command -v clang || true)}
+apr=$($apxs -q APR_CONFIG 2>/dev/null || command -v apr-1-config)
+apu=$($apxs -q APU_CONFIG 2>/dev/null || command -v apu-1-config)
+out=$top/build/unit
+mkdir -p "$out"
+
+build()     # NAME COMPILER FLAG ...
+{
+    name=$1
+    cc=$2
+    shift 2
+    # shellcheck disable=SC2046  # the tools answer with words
+    $cc -std=gnu11 -g -Wall -Wextra -Wno-unused-function -D_GNU_SOURCE "$@" \
+        $($apr --cppflags) -I"$($apxs -q INCLUDEDIR)" $($apr --includes) \
+        $($apu --includes) -I"$top/include" -I"$top" -o "$out/$name" \
+        "$top/test/unit/unit.c" $($apr --link-ld) $($apu --link-ld) \
+        -lcmocka -pthread
+}
+
+builds=
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    builds="$builds $1"
+    shift
+done
+[ $# -eq 0 ] || shift
+
+for name in ${builds:-plain thread address}; do
+    case $name in
+    plain) build plain "$gcc" -O2 ;;
+    thread) build thread "$gcc" -O1 -fsanitize=thread -Wno-tsan ;;
+    thread-clang) build thread-clang "$clang" -O1 -fsanitize=thread ;;
+    address) build address "$clang" -O1 -fsanitize=address,undefined \
+                 -fno-sanitize-recover=all ;;
+    *) echo "run.sh: no build $name" >&2; exit 2 ;;
+    esac
+    case $name in
+    plain) kills=${UNIT_KILLS:-400} ;;
+    *) kills=${UNIT_KILLS:-100} ;;
+    esac
+    echo "unit: $name"
+    UNIT_KILLS=$kills TSAN_OPTIONS="halt_on_error=1:exitcode=66:die_after_fork=0" \
+    ASAN_OPTIONS="detect_leaks=0:allow_user_segv_handler=1" \
+    UBSAN_OPTIONS="print_stacktrace=1" \
+        "$out/$name" "$@"
+done
