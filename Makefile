@@ -83,7 +83,7 @@ lint:
 	    --inline-suppr --error-exitcode=1 --suppress=missingIncludeSystem \
 	    -D__linux__ -D__x86_64__ -D__GNUC__=12 '-DAPLOGNO(n)=' \
 	    '-DAPR_PID_T_FMT="d"' '-DAPR_SIZE_T_FMT="lu"' \
-	    '-DAPR_UINT64_T_FMT="lu"' -DATOMIC_LLONG_LOCK_FREE=2 \
+	    '-DAPR_UINT64_T_FMT="lu"' '-DAPR_TIME_T_FMT="ld"' -DATOMIC_LLONG_LOCK_FREE=2 \
 	    -DAPR_HAS_FORK=1 -DAPR_HAS_SHARED_MEMORY=1 -DAPR_HAS_THREADS=1 \
 	    -Iinclude mod_slotmem_shm.c
 	clang-format --dry-run -Werror $(C_SOURCES)

@@ -90,7 +90,8 @@
 #include "mod_slotmem_shm.h"
 
 #if !APR_HAS_FORK || !APR_HAS_SHARED_MEMORY
-#error "mod_slotmem_shm needs fork() and shared memory (mpm_winnt is not supported)"
+#error                                                                         \
+    "mod_slotmem_shm needs fork() and shared memory (mpm_winnt is not supported)"
 #endif
 
 #include <dirent.h>
@@ -126,10 +127,10 @@ _Static_assert(sizeof(shared_word) == 8, "a shared word is 8 bytes");
 _Static_assert(sizeof(struct slotmem_shm_header) == 128,
                "the header is part of the published layout");
 
-#define WORD_BITS     64u
-#define WORD_FULL     (~APR_UINT64_C(0))
-#define LEVELS_MAX    6u    /* 64 to 1: 2^32 slots need no more            */
-#define STRIPES_MAX   1024u /* slot i is guarded by lock i % STRIPES_MAX   */
+#define WORD_BITS   64u
+#define WORD_FULL   (~APR_UINT64_C(0))
+#define LEVELS_MAX  6u    /* 64 to 1: 2^32 slots need no more            */
+#define STRIPES_MAX 1024u /* slot i is guarded by lock i % STRIPES_MAX   */
 
 /* One stripe of slots.  See "slot locks" for what the words hold. */
 typedef struct {
@@ -140,18 +141,18 @@ typedef struct {
 /* Where everything lies, from the header; computed from what the caller
  * asked for, kept in private memory, never read back from the segment. */
 typedef struct {
-    apr_size_t   item_size;
+    apr_size_t item_size;
     unsigned int item_num;
     unsigned int stripes;
     unsigned int levels;
-    apr_size_t   level_words[LEVELS_MAX];
-    apr_size_t   level_off[LEVELS_MAX];
+    apr_size_t level_words[LEVELS_MAX];
+    apr_size_t level_off[LEVELS_MAX];
     apr_uint64_t level_pad[LEVELS_MAX]; /* bits of the last word past the end */
-    apr_size_t   locks_off;
-    apr_size_t   torn_off;
-    apr_size_t   slots_off;
-    apr_size_t   slots_len;
-    apr_size_t   total;
+    apr_size_t locks_off;
+    apr_size_t torn_off;
+    apr_size_t slots_off;
+    apr_size_t slots_len;
+    apr_size_t total;
 } layout_t;
 
 static apr_size_t words_for(apr_size_t bits)
@@ -188,8 +189,8 @@ static apr_status_t layout_make(layout_t *l, apr_size_t item_size,
         apr_size_t words = words_for(bits);
         l->level_off[l->levels] = end;
         l->level_words[l->levels] = words;
-        l->level_pad[l->levels] = bits % WORD_BITS
-                                  ? WORD_FULL << (bits % WORD_BITS) : 0;
+        l->level_pad[l->levels] =
+            bits % WORD_BITS ? WORD_FULL << (bits % WORD_BITS) : 0;
         l->levels++;
         end = part_end(end + words * sizeof(shared_word));
         bits = words > 1 ? words : 0;
@@ -212,42 +213,39 @@ enum origin {
     ORIGIN_NOTHING,
     ORIGIN_FILE,
     ORIGIN_MEMORY,
-    ORIGIN_BAD_FILE,  /* with nothing, though there is a file */
+    ORIGIN_BAD_FILE, /* with nothing, though there is a file */
     ORIGIN_PROCESS,
     ORIGINS
 };
 
-static const char *const origin_text[ORIGINS] = {
-    "nothing",
-    "stored file",
-    "memory of a killed run",
-    "nothing (file put aside)",
-    "another process"
-};
+static const char *const origin_text[ORIGINS] = { "nothing", "stored file",
+                                                  "memory of a killed run",
+                                                  "nothing (file put aside)",
+                                                  "another process" };
 
 /* A segment as one process sees it.  Everything here is private; a pointer
  * into shared memory is one to a shared_word, a slot_lock_t, the header, or
  * the slots. */
 struct ap_slotmem_instance_t {
-    char             *slots;    /* shared                                  */
-    layout_t          layout;
+    char *slots; /* shared                                  */
+    layout_t layout;
     ap_slotmem_type_t type;
-    shared_word      *level[LEVELS_MAX];         /* shared                 */
-    slot_lock_t      *locks;                     /* shared                 */
-    shared_word      *torn;                      /* shared: 1 bit a slot   */
-    struct slotmem_shm_header *header;           /* shared                 */
+    shared_word *level[LEVELS_MAX];    /* shared                 */
+    slot_lock_t *locks;                /* shared                 */
+    shared_word *torn;                 /* shared: 1 bit a slot   */
+    struct slotmem_shm_header *header; /* shared                 */
 
-    const char       *name;     /* as given by the caller; NULL: anonymous */
-    const char       *key;      /* of the shared memory; NULL: anonymous   */
-    const char       *store;    /* stored file; NULL: none                 */
-    apr_pool_t       *pool;     /* holds this struct and the mapping       */
-    apr_shm_t        *shm;
-    enum origin       origin;   /* what it began with, for people          */
-    unsigned char     digest[APR_MD5_DIGESTSIZE];
-    int               has_digest; /* the file bears this digest            */
-    unsigned int      grown_from; /* slots from here on were not stored    */
+    const char *name;  /* as given by the caller; NULL: anonymous */
+    const char *key;   /* of the shared memory; NULL: anonymous   */
+    const char *store; /* stored file; NULL: none                 */
+    apr_pool_t *pool;  /* holds this struct and the mapping       */
+    apr_shm_t *shm;
+    enum origin origin; /* what it began with, for people          */
+    unsigned char digest[APR_MD5_DIGESTSIZE];
+    int has_digest;                  /* the file bears this digest            */
+    unsigned int grown_from;         /* slots from here on were not stored    */
     _Atomic unsigned int grown_left; /* so many of them are grabbed first  */
-    ap_slotmem_instance_t *next;  /* in order of creation                  */
+    ap_slotmem_instance_t *next;     /* in order of creation                  */
 };
 
 /* Bytes to ask of APR: the header begins at a multiple of 64, and APR hands
@@ -261,8 +259,9 @@ static struct slotmem_shm_header *header_at(void *base)
 {
     apr_size_t past = (apr_uintptr_t)base % SLOTMEM_SHM_ALIGN;
 
-    return (struct slotmem_shm_header *)
-           ((char *)base + (past ? SLOTMEM_SHM_ALIGN - past : 0));
+    return (
+        struct slotmem_shm_header *)((char *)base
+                                     + (past ? SLOTMEM_SHM_ALIGN - past : 0));
 }
 
 /* Lays an instance whose layout is made over mapped memory. */
@@ -308,8 +307,8 @@ static const char *name_key(apr_pool_t *p, const char *name,
     if (name_is_absolute(name)) {
         return apr_pstrdup(p, name);
     }
-    return ap_runtime_dir_relative(p, apr_psprintf(p, "slotmem-shm-%s_%x.shm",
-                                                   name, generation));
+    return ap_runtime_dir_relative(
+        p, apr_psprintf(p, "slotmem-shm-%s_%x.shm", name, generation));
 }
 
 static int path_is_too_long(const char *path)
@@ -322,10 +321,11 @@ static int path_is_too_long(const char *path)
 /* Where it is stored; NULL when the name makes no path. */
 static const char *name_store(apr_pool_t *p, const char *name)
 {
-    const char *path = name_is_absolute(name)
-        ? name
-        : ap_runtime_dir_relative(p, apr_pstrcat(p, "slotmem-shm-", name,
-                                                 ".shm", NULL));
+    const char *path =
+        name_is_absolute(name)
+            ? name
+            : ap_runtime_dir_relative(
+                p, apr_pstrcat(p, "slotmem-shm-", name, ".shm", NULL));
 
     if (!path) {
         return NULL;
@@ -350,10 +350,9 @@ static const char *name_beside(apr_pool_t *p, const char *path,
         return apr_pstrcat(p, path, suffix, NULL);
     }
     apr_md5(digest, file, strlen(file));
-    return apr_pstrcat(p, apr_pstrmemdup(p, path, (apr_size_t)(file - path)),
-                       "slotmem-shm-",
-                       apr_pescape_hex(p, digest, sizeof(digest), 0),
-                       suffix, NULL);
+    return apr_pstrcat(
+        p, apr_pstrmemdup(p, path, (apr_size_t)(file - path)), "slotmem-shm-",
+        apr_pescape_hex(p, digest, sizeof(digest), 0), suffix, NULL);
 }
 
 /* ==================== slot table ==================== */
@@ -407,7 +406,7 @@ static const char *name_beside(apr_pool_t *p, const char *path,
  */
 
 #define TABLE_TURNS 100000u
-#define BACKOFF_MIN 16u  /* of cpu_relax */
+#define BACKOFF_MIN 16u /* of cpu_relax */
 #define BACKOFF_MAX 256u
 
 static apr_uint64_t bit_of(apr_size_t i)
@@ -457,7 +456,8 @@ static void hint_full(ap_slotmem_instance_t *s, unsigned int k, apr_size_t w)
                              memory_order_seq_cst);
     /* [2] above, pairs with [3] in table_release. */
     if ((atomic_load_explicit(&s->level[k][w], memory_order_seq_cst)
-         | pad_of(s, k, w)) != WORD_FULL) {
+         | pad_of(s, k, w))
+        != WORD_FULL) {
         hint_clear(s, k, w);
     }
 }
@@ -526,18 +526,17 @@ static void cpu_relax(void)
 static int leaf_take(ap_slotmem_instance_t *s, apr_size_t w, unsigned int *id)
 {
     apr_uint64_t pad = pad_of(s, 0, w);
-    apr_uint64_t seen = atomic_load_explicit(&s->level[0][w],
-                                             memory_order_relaxed);
+    apr_uint64_t seen =
+        atomic_load_explicit(&s->level[0][w], memory_order_relaxed);
     unsigned int pauses = BACKOFF_MIN, i;
 
     while ((seen | pad) != WORD_FULL) {
         unsigned int bit = lowest_bit(~(seen | pad));
 
         /* Pairs with the fetch_and in table_release. */
-        if (atomic_compare_exchange_weak_explicit(&s->level[0][w], &seen,
-                                                  seen | bit_of(bit),
-                                                  memory_order_acquire,
-                                                  memory_order_relaxed)) {
+        if (atomic_compare_exchange_weak_explicit(
+                &s->level[0][w], &seen, seen | bit_of(bit),
+                memory_order_acquire, memory_order_relaxed)) {
             *id = (unsigned int)(w * WORD_BITS + bit);
             return 1;
         }
@@ -588,7 +587,9 @@ static int table_grab(ap_slotmem_instance_t *s, unsigned int *id)
 static int table_used(const ap_slotmem_instance_t *s, unsigned int id)
 {
     return (atomic_load_explicit(&s->level[0][id / WORD_BITS],
-                                 memory_order_acquire) & bit_of(id)) != 0;
+                                 memory_order_acquire)
+            & bit_of(id))
+           != 0;
 }
 
 /* Acquire, pairs with the fetch_and in table_release.  Release, pairs with
@@ -597,7 +598,8 @@ static int table_used(const ap_slotmem_instance_t *s, unsigned int id)
 static int table_fgrab(ap_slotmem_instance_t *s, unsigned int id)
 {
     return !(atomic_fetch_or_explicit(&s->level[0][id / WORD_BITS], bit_of(id),
-                                      memory_order_acq_rel) & bit_of(id));
+                                      memory_order_acq_rel)
+             & bit_of(id));
 }
 
 /*
@@ -620,8 +622,8 @@ static void grown_note(ap_slotmem_instance_t *s, unsigned int stored_num)
 
 static int grown_grab(ap_slotmem_instance_t *s, unsigned int *id)
 {
-    unsigned int left = atomic_load_explicit(&s->grown_left,
-                                             memory_order_relaxed);
+    unsigned int left =
+        atomic_load_explicit(&s->grown_left, memory_order_relaxed);
     unsigned int i;
 
     if (left == 0) {
@@ -645,7 +647,8 @@ static int table_release(ap_slotmem_instance_t *s, unsigned int id)
     /* [3] above, pairs with [2] in hint_full; and, as a release, with the
      * acquire of the next owner in leaf_take or table_fgrab. */
     if (!(atomic_fetch_and_explicit(&s->level[0][leaf], ~bit_of(id),
-                                    memory_order_seq_cst) & bit_of(id))) {
+                                    memory_order_seq_cst)
+          & bit_of(id))) {
         return 0;
     }
     hint_clear(s, 0, leaf);
@@ -669,9 +672,9 @@ static unsigned int table_count(const ap_slotmem_instance_t *s)
     apr_size_t w;
 
     for (w = 0; w < s->layout.level_words[0]; w++) {
-        used += word_count(atomic_load_explicit(&s->level[0][w],
-                                                memory_order_relaxed)
-                           & ~pad_of(s, 0, w));
+        used += word_count(
+            atomic_load_explicit(&s->level[0][w], memory_order_relaxed)
+            & ~pad_of(s, 0, w));
     }
     return used;
 }
@@ -685,9 +688,9 @@ static unsigned int table_next_used(const ap_slotmem_instance_t *s,
     apr_uint64_t mask = WORD_FULL << (id % WORD_BITS);
 
     for (; w < s->layout.level_words[0]; w++, mask = WORD_FULL) {
-        apr_uint64_t used = atomic_load_explicit(&s->level[0][w],
-                                                 memory_order_acquire)
-                            & ~pad_of(s, 0, w) & mask;
+        apr_uint64_t used =
+            atomic_load_explicit(&s->level[0][w], memory_order_acquire)
+            & ~pad_of(s, 0, w) & mask;
         if (used) {
             return (unsigned int)(w * WORD_BITS + lowest_bit(used));
         }
@@ -719,10 +722,10 @@ static void table_hint_all(ap_slotmem_instance_t *s)
 /* What this process knows of itself.  Private, hence inherited by fork and
  * set again in child_init. */
 static struct {
-    pid_t              pid;
-    unsigned int       birth;     /* 15 bits of when it began             */
-    int                is_child;  /* forked by the parent, not the parent */
-    apr_global_mutex_t *mutex;    /* NULL until post_config               */
+    pid_t pid;
+    unsigned int birth;        /* 15 bits of when it began             */
+    int is_child;              /* forked by the parent, not the parent */
+    apr_global_mutex_t *mutex; /* NULL until post_config               */
 } self;
 
 #define BIRTH_BITS 15u
@@ -894,19 +897,19 @@ static void mutex_unlock(void)
  * copy, which takes 2^62 puts.
  */
 
-#define LOCK_HELD      APR_UINT64_C(1)
-#define LOCK_TORN      APR_UINT64_C(2)  /* some slot of the stripe has a torn bit */
-#define LOCK_STEP      APR_UINT64_C(4)  /* one put                         */
-#define LOCK_LOW_MASK  APR_UINT64_C(0x1fffc) /* low bits of the sequence   */
-#define LOCK_LOW_BITS  17u
+#define LOCK_HELD     APR_UINT64_C(1)
+#define LOCK_TORN     APR_UINT64_C(2) /* some slot of the stripe has a torn bit */
+#define LOCK_STEP     APR_UINT64_C(4) /* one put                         */
+#define LOCK_LOW_MASK APR_UINT64_C(0x1fffc) /* low bits of the sequence   */
+#define LOCK_LOW_BITS 17u
 
-#define READ_TRIES     64u
-#define WAIT_SPINS     100u   /* on the processor, then                    */
-#define WAIT_YIELDS    100u   /* giving it up, then sleeping               */
-#define WAIT_NAP       200    /* microseconds                              */
-#define WAIT_SUSPECT   apr_time_from_msec(5)  /* before the owner is looked at */
-#define WAIT_STALLED   apr_time_from_sec(1)   /* the same word all the time */
-#define WAIT_MAX       apr_time_from_sec(10)  /* words that move, not for us */
+#define READ_TRIES   64u
+#define WAIT_SPINS   100u /* on the processor, then                    */
+#define WAIT_YIELDS  100u /* giving it up, then sleeping               */
+#define WAIT_NAP     200  /* microseconds                              */
+#define WAIT_SUSPECT apr_time_from_msec(5) /* before the owner is looked at */
+#define WAIT_STALLED apr_time_from_sec(1)  /* the same word all the time */
+#define WAIT_MAX     apr_time_from_sec(10) /* words that move, not for us */
 
 /*
  * The copy between private and shared memory races with other processes by
@@ -950,21 +953,22 @@ static void copy_out(void *to, const char *shared, apr_size_t len)
 #else
 static void copy_in(char *shared, const void *from, apr_size_t len)
 {
-    atomic_thread_fence(memory_order_release);  /* [2], pairs with [5] */
+    atomic_thread_fence(memory_order_release); /* [2], pairs with [5] */
     memcpy(shared, from, len);
 }
 
 static void copy_out(void *to, const char *shared, apr_size_t len)
 {
     memcpy(to, shared, len);
-    atomic_thread_fence(memory_order_acquire);  /* [5], pairs with [2] */
+    atomic_thread_fence(memory_order_acquire); /* [5], pairs with [2] */
 }
 #endif
 
 static int torn_get(const ap_slotmem_instance_t *s, unsigned int id)
 {
-    return (atomic_load_explicit(&s->torn[id / WORD_BITS],
-                                 memory_order_relaxed) & bit_of(id)) != 0;
+    return (atomic_load_explicit(&s->torn[id / WORD_BITS], memory_order_relaxed)
+            & bit_of(id))
+           != 0;
 }
 
 static void torn_set(ap_slotmem_instance_t *s, unsigned int id)
@@ -1024,16 +1028,15 @@ static void lock_mend(ap_slotmem_instance_t *s, unsigned int stripe,
     apr_uint64_t found = word, freed, id, end;
     unsigned int torn = 0;
 
-    if (!atomic_compare_exchange_strong_explicit(&lock->word, &found,
-                                                 lock_word_mine(word),
-                                                 memory_order_acquire,
-                                                 memory_order_relaxed)) {
+    if (!atomic_compare_exchange_strong_explicit(
+            &lock->word, &found, lock_word_mine(word), memory_order_acquire,
+            memory_order_relaxed)) {
         return;
     }
     /* Acquire, pairs with the release in slot_unlock. */
-    id = writing_range(s, stripe,
-                       atomic_load_explicit(&lock->writing,
-                                            memory_order_acquire), &end);
+    id = writing_range(
+        s, stripe, atomic_load_explicit(&lock->writing, memory_order_acquire),
+        &end);
     for (; id < end; id += s->layout.stripes) {
         torn_set(s, (unsigned int)id);
         torn++;
@@ -1045,21 +1048,20 @@ static void lock_mend(ap_slotmem_instance_t *s, unsigned int stripe,
     /* Publishes the torn bits; pairs with [8] and with the acquire of [1]. */
     atomic_store_explicit(&lock->word, freed, memory_order_release);
 
-    ap_log_error(APLOG_MARK, torn ? APLOG_WARNING : APLOG_DEBUG, 0,
-                 ap_server_conf,
-                 "slotmem_shm: process %" APR_PID_T_FMT " died while it wrote "
-                 "to %s; %u of its slots hold part of that write, and get "
-                 "refuses them until they are put again as a whole",
-                 (pid_t)(word >> 32), s->name ? s->name : "an anonymous segment",
-                 torn);
+    ap_log_error(
+        APLOG_MARK, torn ? APLOG_WARNING : APLOG_DEBUG, 0, ap_server_conf,
+        "slotmem_shm: process %" APR_PID_T_FMT " died while it wrote "
+        "to %s; %u of its slots hold part of that write, and get "
+        "refuses them until they are put again as a whole",
+        (pid_t)(word >> 32), s->name ? s->name : "an anonymous segment", torn);
 }
 
 /* How long somebody has been waiting, and for which word. */
 typedef struct {
     unsigned int turns;
-    apr_time_t   began;   /* 0 until the first nap */
-    apr_time_t   since;   /* the word is the same since then */
-    apr_time_t   look;    /* when to see whether the owner lives */
+    apr_time_t began; /* 0 until the first nap */
+    apr_time_t since; /* the word is the same since then */
+    apr_time_t look;  /* when to see whether the owner lives */
     apr_uint64_t word;
 } wait_t;
 
@@ -1107,7 +1109,7 @@ static apr_status_t slot_lock(ap_slotmem_instance_t *s, unsigned int stripe,
 {
     slot_lock_t *lock = &s->locks[stripe];
     apr_uint64_t seen = atomic_load_explicit(&lock->word, memory_order_relaxed);
-    wait_t w = {0};
+    wait_t w = { 0 };
 
     for (;;) {
         if (seen & LOCK_HELD) {
@@ -1118,10 +1120,9 @@ static apr_status_t slot_lock(ap_slotmem_instance_t *s, unsigned int stripe,
             seen = atomic_load_explicit(&lock->word, memory_order_relaxed);
         }
         /* [1]; its acquire pairs with [7] in slot_unlock. */
-        else if (atomic_compare_exchange_weak_explicit(&lock->word, &seen,
-                                                       lock_word_mine(seen),
-                                                       memory_order_acquire,
-                                                       memory_order_relaxed)) {
+        else if (atomic_compare_exchange_weak_explicit(
+                     &lock->word, &seen, lock_word_mine(seen),
+                     memory_order_acquire, memory_order_relaxed)) {
             *was = seen;
             atomic_store_explicit(&lock->writing, writing,
                                   memory_order_relaxed);
@@ -1189,7 +1190,8 @@ static apr_status_t slot_read_once(const ap_slotmem_instance_t *s,
     copy_out(to, slot_at(s, id), len);
     /* [6], pairs with [1] in slot_lock. */
     return atomic_load_explicit(lock, memory_order_relaxed) == *word
-           ? APR_SUCCESS : APR_EBUSY;
+               ? APR_SUCCESS
+               : APR_EBUSY;
 }
 
 /* len bytes out of slot id; len is at most item_size. */
@@ -1198,7 +1200,7 @@ static apr_status_t slot_read(ap_slotmem_instance_t *s, unsigned int id,
 {
     unsigned int stripe = stripe_of(id), tries;
     apr_uint64_t word;
-    wait_t w = {0};
+    wait_t w = { 0 };
     apr_status_t rv;
 
     for (tries = 0; tries < READ_TRIES; tries++) {
@@ -1267,8 +1269,8 @@ static void slot_snapshot(const ap_slotmem_instance_t *s, unsigned int id,
  */
 typedef struct {
     unsigned int first;
-    unsigned int count;                /* slots, at least 1 */
-    apr_uint64_t was[STRIPES_MAX];     /* by stripe */
+    unsigned int count;            /* slots, at least 1 */
+    apr_uint64_t was[STRIPES_MAX]; /* by stripe */
 } span_t;
 
 static int span_has(const ap_slotmem_instance_t *s, const span_t *span,
@@ -1276,8 +1278,7 @@ static int span_has(const ap_slotmem_instance_t *s, const span_t *span,
 {
     unsigned int n = s->layout.stripes;
 
-    return span->count >= n
-           || (stripe + n - span->first % n) % n < span->count;
+    return span->count >= n || (stripe + n - span->first % n) % n < span->count;
 }
 
 /* Frees the stripes of the span below `end`. */
@@ -1470,8 +1471,8 @@ static apr_status_t memory_back(void *base, apr_size_t len)
 
 /* What guarded() is to do, and what came of it. */
 typedef struct {
-    apr_shm_t  *shm;
-    apr_size_t  size;  /* bytes, all of them backed; to attach, 0: find out */
+    apr_shm_t *shm;
+    apr_size_t size; /* bytes, all of them backed; to attach, 0: find out */
     const char *key;
     apr_pool_t *pool;
 } memory_t;
@@ -1563,8 +1564,7 @@ static int memory_exceeds_machine(apr_size_t size)
     if (pages == 0) {
         pages = sysconf(_SC_PHYS_PAGES);
     }
-    return pages > 0 && page > 0
-           && size / (apr_size_t)page > (apr_size_t)pages;
+    return pages > 0 && page > 0 && size / (apr_size_t)page > (apr_size_t)pages;
 }
 
 /* A fresh segment's header; the magic, by segment_publish, makes it count. */
@@ -1605,18 +1605,18 @@ static apr_status_t header_check(struct slotmem_shm_header *h, apr_size_t size,
 
     if (size < sizeof(copy)
         || atomic_load_explicit((shared_word *)(void *)&h->magic,
-                                memory_order_acquire) != SLOTMEM_SHM_MAGIC) {
+                                memory_order_acquire)
+               != SLOTMEM_SHM_MAGIC) {
         return APR_EINVAL;
     }
     memcpy(&copy, h, sizeof(copy));
     if (copy.version != SLOTMEM_SHM_VERSION
         || memcmp(copy.run, run, sizeof(copy.run)) != 0
-        || copy.item_num > APR_UINT32_MAX
-        || copy.item_size > ~(apr_size_t)0
+        || copy.item_num > APR_UINT32_MAX || copy.item_size > ~(apr_size_t)0
         || layout_make(l, (apr_size_t)copy.item_size,
-                       (unsigned int)copy.item_num) != APR_SUCCESS
-        || l->slots_off != copy.slots_offset
-        || l->total != copy.total_size
+                       (unsigned int)copy.item_num)
+               != APR_SUCCESS
+        || l->slots_off != copy.slots_offset || l->total != copy.total_size
         || l->total > size) {
         return APR_EINVAL;
     }
@@ -1635,25 +1635,25 @@ static apr_status_t header_check(struct slotmem_shm_header *h, apr_size_t size,
  * those of every consumer that may still look at its slots.
  */
 static struct {
-    apr_pool_t            *pool;   /* NULL: configuration has not begun     */
-    apr_hash_t            *by_name;
+    apr_pool_t *pool; /* NULL: configuration has not begun     */
+    apr_hash_t *by_name;
     ap_slotmem_instance_t *first, *last;
 #if APR_HAS_THREADS
-    apr_thread_mutex_t    *lock;
+    apr_thread_mutex_t *lock;
 #endif
-    int                    claimed;  /* runtime_claim has been called       */
-    int                    isolated; /* another httpd owns the directory    */
+    int claimed;  /* runtime_claim has been called       */
+    int isolated; /* another httpd owns the directory    */
 } registry;
 
 /* What outlives a restart, which unloads this module and loads it again. */
 typedef struct {
-    apr_file_t   *marker;            /* open and locked: the run is on       */
-    char          marker_path[APR_PATH_MAX];
-    pid_t         pid;               /* that locked it                       */
+    apr_file_t *marker; /* open and locked: the run is on       */
+    char marker_path[APR_PATH_MAX];
+    pid_t pid; /* that locked it                       */
     unsigned char run[SLOTMEM_SHM_RUN_LEN];
-    apr_time_t    checkpoint_due;
-    int           unmarked;          /* a generation ran without a marker    */
-    apr_proc_t    stuck;             /* a helper that a restart had to leave */
+    apr_time_t checkpoint_due;
+    int unmarked;     /* a generation ran without a marker    */
+    apr_proc_t stuck; /* a helper that a restart had to leave */
 } retained_t;
 
 #define RETAINED_KEY "mod_slotmem_shm"
@@ -1737,20 +1737,20 @@ static void registry_add(ap_slotmem_instance_t *s)
 enum sink_mode { SINK_WRITE, SINK_COMPARE, SINK_HASH };
 
 typedef struct {
-    enum sink_mode  mode;
-    apr_file_t     *file;
-    apr_md5_ctx_t   md5;
-    apr_size_t      fill;
-    unsigned char  *buffer;    /* SINK_SIZE */
-    unsigned char  *other;     /* SINK_SIZE: what the file has */
-    unsigned int    patience;  /* left, with slots being written */
+    enum sink_mode mode;
+    apr_file_t *file;
+    apr_md5_ctx_t md5;
+    apr_size_t fill;
+    unsigned char *buffer; /* SINK_SIZE */
+    unsigned char *other;  /* SINK_SIZE: what the file has */
+    unsigned int patience; /* left, with slots being written */
 } sink_t;
 
 /* Room for `n` slots of the table as read at one moment. */
 typedef struct {
     apr_uint64_t *words;
-    apr_size_t    count;
-    unsigned int  used;
+    apr_size_t count;
+    unsigned int used;
 } used_t;
 
 static apr_status_t sink_flush(sink_t *k)
@@ -1790,9 +1790,9 @@ static apr_status_t sink_room(sink_t *k, apr_size_t len, unsigned char **at)
 /* What guarded() is to read of a segment, and to where. */
 typedef struct {
     const ap_slotmem_instance_t *s;
-    used_t                      *used;
-    const used_t                *known; /* for the sink */
-    sink_t                      *sink;
+    used_t *used;
+    const used_t *known; /* for the sink */
+    sink_t *sink;
 } read_t;
 
 static apr_status_t used_read_unguarded(void *ctx)
@@ -1802,9 +1802,9 @@ static apr_status_t used_read_unguarded(void *ctx)
     apr_size_t w;
 
     for (w = 0; w < u->count; w++) {
-        u->words[w] = atomic_load_explicit(&s->level[0][w],
-                                           memory_order_acquire)
-                      & ~pad_of(s, 0, w);
+        u->words[w] =
+            atomic_load_explicit(&s->level[0][w], memory_order_acquire)
+            & ~pad_of(s, 0, w);
         u->used += word_count(u->words[w]);
     }
     return APR_SUCCESS;
@@ -1823,7 +1823,8 @@ static apr_status_t used_read(const ap_slotmem_instance_t *s, used_t *u)
         return APR_ENOMEM;
     }
     return s->type & AP_SLOTMEM_TYPE_CLEARINUSE
-           ? APR_SUCCESS : guarded(used_read_unguarded, &r);
+               ? APR_SUCCESS
+               : guarded(used_read_unguarded, &r);
 }
 
 static apr_status_t emit_slots(const ap_slotmem_instance_t *s, sink_t *k)
@@ -1845,8 +1846,8 @@ static apr_status_t emit_slots(const ap_slotmem_instance_t *s, sink_t *k)
         return APR_SUCCESS;
     }
     for (off = 0; off < l->slots_len; off += SINK_SIZE) {
-        apr_size_t len = l->slots_len - off < SINK_SIZE
-                         ? l->slots_len - off : SINK_SIZE;
+        apr_size_t len =
+            l->slots_len - off < SINK_SIZE ? l->slots_len - off : SINK_SIZE;
 
         rv = sink_room(k, len, &at);
         if (rv != APR_SUCCESS) {
@@ -1884,8 +1885,8 @@ static apr_status_t image_emit_unguarded(void *ctx)
 }
 
 /* Everything up to the digest. */
-static apr_status_t image_emit(const ap_slotmem_instance_t *s,
-                               const used_t *u, sink_t *k)
+static apr_status_t image_emit(const ap_slotmem_instance_t *s, const used_t *u,
+                               sink_t *k)
 {
     read_t r = { s, NULL, u, k };
 
@@ -1895,8 +1896,8 @@ static apr_status_t image_emit(const ap_slotmem_instance_t *s,
 /* When the segment was stored is told to all, and matters to none. */
 static apr_status_t stored_note_unguarded(void *ctx)
 {
-    ((ap_slotmem_instance_t *)ctx)->header->stored
-        = (apr_uint64_t)apr_time_now();
+    ((ap_slotmem_instance_t *)ctx)->header->stored =
+        (apr_uint64_t)apr_time_now();
     return APR_SUCCESS;
 }
 
@@ -1919,14 +1920,16 @@ static void desc_make(unsigned char *to, apr_size_t item_size,
 }
 
 _Static_assert(sizeof(struct slotmem_shm_file_desc)
-               <= SLOTMEM_SHM_FILE_DESC_SIZE, "the descriptor fits its place");
+                   <= SLOTMEM_SHM_FILE_DESC_SIZE,
+               "the descriptor fits its place");
 _Static_assert(sizeof(unsigned int) <= SLOTMEM_SHM_FILE_COUNT_SIZE,
                "the count fits its place");
 
 static apr_status_t image_write(ap_slotmem_instance_t *s, const used_t *u,
                                 sink_t *k, apr_file_t *file)
 {
-    unsigned char tail[SLOTMEM_SHM_FILE_DIGEST_SIZE + SLOTMEM_SHM_FILE_DESC_SIZE];
+    unsigned char
+        tail[SLOTMEM_SHM_FILE_DIGEST_SIZE + SLOTMEM_SHM_FILE_DESC_SIZE];
     apr_status_t rv;
 
     k->mode = SINK_WRITE;
@@ -1944,38 +1947,41 @@ static apr_status_t image_write(ap_slotmem_instance_t *s, const used_t *u,
 }
 
 /* Permissions of group and others: a file that has any was not made here. */
-#define PERMS_TOO_WIDE (APR_FPROT_GREAD | APR_FPROT_GWRITE | APR_FPROT_GEXECUTE \
-                        | APR_FPROT_WREAD | APR_FPROT_WWRITE \
-                        | APR_FPROT_WEXECUTE)
+#define PERMS_TOO_WIDE                                                         \
+    (APR_FPROT_GREAD | APR_FPROT_GWRITE | APR_FPROT_GEXECUTE | APR_FPROT_WREAD \
+     | APR_FPROT_WWRITE | APR_FPROT_WEXECUTE)
 
 /* Does the file hold just what memory holds, under a digest that is right? */
-static int image_is_stored(ap_slotmem_instance_t *s, const used_t *u,
-                           sink_t *k, apr_pool_t *p)
+static int image_is_stored(ap_slotmem_instance_t *s, const used_t *u, sink_t *k,
+                           apr_pool_t *p)
 {
-    unsigned char tail[SLOTMEM_SHM_FILE_DIGEST_SIZE + SLOTMEM_SHM_FILE_DESC_SIZE];
+    unsigned char
+        tail[SLOTMEM_SHM_FILE_DIGEST_SIZE + SLOTMEM_SHM_FILE_DESC_SIZE];
     unsigned char desc[SLOTMEM_SHM_FILE_DESC_SIZE];
     apr_finfo_t info;
     int same;
 
-    if (apr_stat(&info, s->store, APR_FINFO_TYPE | APR_FINFO_SIZE
-                                  | APR_FINFO_PROT | APR_FINFO_LINK, p)
-        != APR_SUCCESS
-        || info.filetype != APR_REG
-        || (info.protection & PERMS_TOO_WIDE)
+    if (apr_stat(&info, s->store,
+                 APR_FINFO_TYPE | APR_FINFO_SIZE | APR_FINFO_PROT
+                     | APR_FINFO_LINK,
+                 p)
+            != APR_SUCCESS
+        || info.filetype != APR_REG || (info.protection & PERMS_TOO_WIDE)
         || (apr_uint64_t)info.size
-           != slotmem_shm_file_size(s->layout.item_size, s->layout.item_num)
+               != slotmem_shm_file_size(s->layout.item_size, s->layout.item_num)
         || apr_file_open(&k->file, s->store, APR_FOPEN_READ, APR_OS_DEFAULT, p)
-           != APR_SUCCESS) {
+               != APR_SUCCESS) {
         return 0;
     }
     k->mode = SINK_COMPARE;
-    same = image_emit(s, u, k) == APR_SUCCESS
-           && apr_file_read_full(k->file, tail, sizeof(tail), NULL)
-              == APR_SUCCESS;
+    same =
+        image_emit(s, u, k) == APR_SUCCESS
+        && apr_file_read_full(k->file, tail, sizeof(tail), NULL) == APR_SUCCESS;
     apr_file_close(k->file);
     desc_make(desc, s->layout.item_size, s->layout.item_num, s->type);
-    if (!same || memcmp(tail + SLOTMEM_SHM_FILE_DIGEST_SIZE, desc,
-                        sizeof(desc)) != 0) {
+    if (!same
+        || memcmp(tail + SLOTMEM_SHM_FILE_DIGEST_SIZE, desc, sizeof(desc))
+               != 0) {
         return 0;
     }
     if (s->has_digest && memcmp(tail, s->digest, sizeof(s->digest)) == 0) {
@@ -2003,23 +2009,23 @@ static int image_is_stored(ap_slotmem_instance_t *s, const used_t *u,
  * errors.  A checkpoint has time, and spares the rest of that file system.
  */
 #define STORE_TOGETHER 16
-#define STORE_BATCH 64
+#define STORE_BATCH    64
 
 typedef struct {
     ap_slotmem_instance_t *s;
-    apr_file_t            *file;
-    const char            *path;   /* of the new file */
+    apr_file_t *file;
+    const char *path; /* of the new file */
 } stored_t;
 
 typedef struct {
-    const char   *suffix;  /* of the new file: one a role, see checkpoint */
-    apr_pool_t   *pool;    /* cleared with each batch */
-    sink_t        sink;
-    stored_t      batch[STORE_BATCH];
-    int           filled;
-    char          dir[APR_PATH_MAX];  /* to be flushed */
-    int           written, unchanged, failed;
-    apr_uint64_t  bytes;
+    const char *suffix; /* of the new file: one a role, see checkpoint */
+    apr_pool_t *pool;   /* cleared with each batch */
+    sink_t sink;
+    stored_t batch[STORE_BATCH];
+    int filled;
+    char dir[APR_PATH_MAX]; /* to be flushed */
+    int written, unchanged, failed;
+    apr_uint64_t bytes;
 } store_t;
 
 static void store_log_failure(store_t *st, apr_status_t rv,
@@ -2027,11 +2033,13 @@ static void store_log_failure(store_t *st, apr_status_t rv,
                               const char *path)
 {
     st->failed++;
-    ap_log_error(APLOG_MARK, APLOG_ERR, rv, ap_server_conf, APLOGNO(02334)
-                 "slotmem_shm: cannot store %s: %s %s failed; %s keeps what it "
-                 "held before. Check that the directory exists, that the "
-                 "parent process may write to it, and that its disk has room",
-                 s->name, what, path, s->store);
+    ap_log_error(
+        APLOG_MARK, APLOG_ERR, rv, ap_server_conf,
+        APLOGNO(
+            02334) "slotmem_shm: cannot store %s: %s %s failed; %s keeps what it "
+                   "held before. Check that the directory exists, that the "
+                   "parent process may write to it, and that its disk has room",
+        s->name, what, path, s->store);
 }
 
 /* A renamed file is safe once its directory has been flushed too.  Not every
@@ -2052,9 +2060,11 @@ static void store_renamed(store_t *st, const char *path)
     const char *slash = ap_strrchr_c(path, '/');
     char dir[APR_PATH_MAX];
 
-    apr_cpystrn(dir, path, slash && slash > path
-                           && (apr_size_t)(slash - path) < sizeof(dir)
-                           ? (apr_size_t)(slash - path) + 1 : 2);
+    apr_cpystrn(dir, path,
+                slash && slash > path
+                        && (apr_size_t)(slash - path) < sizeof(dir)
+                    ? (apr_size_t)(slash - path) + 1
+                    : 2);
     if (st->dir[0] && strcmp(st->dir, dir) != 0) {
         dir_flush(st->dir, st->pool);
     }
@@ -2065,7 +2075,7 @@ static void store_renamed(store_t *st, const char *path)
 static int batch_flush(const store_t *st)
 {
 #ifdef __linux__
-    struct stat first = {0}, other;
+    struct stat first = { 0 }, other;
     apr_os_file_t fd;
     int i;
 
@@ -2150,8 +2160,8 @@ static void store_commit(store_t *st)
 static apr_status_t store_open(apr_file_t **file, const char *path,
                                apr_pool_t *p)
 {
-    const apr_int32_t flags = APR_FOPEN_WRITE | APR_FOPEN_CREATE
-                              | APR_FOPEN_EXCL;
+    const apr_int32_t flags =
+        APR_FOPEN_WRITE | APR_FOPEN_CREATE | APR_FOPEN_EXCL;
     const apr_fileperms_t mode = APR_FPROT_UREAD | APR_FPROT_UWRITE;
     apr_status_t rv = apr_file_open(file, path, flags, mode, p);
 
@@ -2166,7 +2176,7 @@ static apr_status_t store_open(apr_file_t **file, const char *path,
 static void persist_store(store_t *st, ap_slotmem_instance_t *s)
 {
     stored_t *next = &st->batch[st->filled];
-    used_t used = {0};
+    used_t used = { 0 };
     apr_status_t rv = used_read(s, &used);
 
     next->s = s;
@@ -2183,8 +2193,8 @@ static void persist_store(store_t *st, ap_slotmem_instance_t *s)
         return;
     }
 
-    ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf, APLOGNO(02334)
-                 "storing %s", s->store);
+    ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf,
+                 APLOGNO(02334) "storing %s", s->store);
     rv = store_open(&next->file, next->path, st->pool);
     if (rv != APR_SUCCESS) {
         store_log_failure(st, rv, s, "creating", next->path);
@@ -2192,14 +2202,15 @@ static void persist_store(store_t *st, ap_slotmem_instance_t *s)
     else if ((rv = image_write(s, &used, &st->sink, next->file))
              != APR_SUCCESS) {
         s->has_digest = 0;
-        store_log_failure(st, rv, s, rv == APR_ENOMEM ? "reading memory for"
-                                                      : "writing", next->path);
+        store_log_failure(st, rv, s,
+                          rv == APR_ENOMEM ? "reading memory for" : "writing",
+                          next->path);
         apr_file_close(next->file);
         apr_file_remove(next->path, st->pool);
     }
     else {
-        st->bytes += slotmem_shm_file_size(s->layout.item_size,
-                                           s->layout.item_num);
+        st->bytes +=
+            slotmem_shm_file_size(s->layout.item_size, s->layout.item_num);
         if (++st->filled == STORE_BATCH) {
             store_commit(st);
         }
@@ -2262,9 +2273,10 @@ static apr_status_t persist_store_all(store_t *st, const char *suffix)
     apr_status_t rv = store_begin(st, suffix);
 
     if (rv != APR_SUCCESS) {
-        ap_log_error(APLOG_MARK, APLOG_ERR, rv, ap_server_conf, APLOGNO(02334)
-                     "slotmem_shm: no memory to store segments with; the "
-                     "stored files keep what they held before");
+        ap_log_error(
+            APLOG_MARK, APLOG_ERR, rv, ap_server_conf,
+            APLOGNO(02334) "slotmem_shm: no memory to store segments with; the "
+                           "stored files keep what they held before");
         return rv;
     }
     for (s = registry.first; s; s = s->next) {
@@ -2282,11 +2294,11 @@ static apr_status_t persist_store_all(store_t *st, const char *suffix)
 /* ==================== restore ==================== */
 
 enum restored {
-    RESTORED,        /* the segment holds what the image held               */
+    RESTORED, /* the segment holds what the image held               */
     RESTORE_NO_FILE,
     RESTORE_NOT_FIT, /* a whole image, but something would be cut off       */
     RESTORE_DAMAGED,
-    RESTORE_FAILED   /* could not be read: *rv says why                     */
+    RESTORE_FAILED /* could not be read: *rv says why                     */
 };
 
 /* Zero and not in use, as a fresh segment is. */
@@ -2348,8 +2360,8 @@ static apr_status_t image_read_part(ap_slotmem_instance_t *s, sink_t *k,
     apr_uint64_t off;
 
     for (off = 0; off < part; off += SINK_SIZE) {
-        apr_size_t len = part - off < SINK_SIZE ? (apr_size_t)(part - off)
-                                                : SINK_SIZE;
+        apr_size_t len =
+            part - off < SINK_SIZE ? (apr_size_t)(part - off) : SINK_SIZE;
         apr_status_t rv = apr_file_read_full(k->file, k->buffer, len, NULL);
 
         if (rv != APR_SUCCESS) {
@@ -2413,9 +2425,9 @@ static apr_status_t desc_read(apr_file_t *file, apr_off_t off,
 {
     apr_status_t rv = apr_file_seek(file, APR_SET, &off);
 
-    return rv == APR_SUCCESS
-           ? apr_file_read_full(file, desc, SLOTMEM_SHM_FILE_DESC_SIZE, NULL)
-           : rv;
+    return rv == APR_SUCCESS ? apr_file_read_full(
+               file, desc, SLOTMEM_SHM_FILE_DESC_SIZE, NULL)
+                             : rv;
 }
 
 /*
@@ -2429,8 +2441,8 @@ static enum restored image_find(ap_slotmem_instance_t *s, sink_t *k,
                                 apr_uint64_t size, apr_status_t *rv)
 {
     const layout_t *l = &s->layout;
-    const apr_uint64_t expected = slotmem_shm_file_size(l->item_size,
-                                                        l->item_num);
+    const apr_uint64_t expected =
+        slotmem_shm_file_size(l->item_size, l->item_num);
     unsigned char found[SLOTMEM_SHM_FILE_DESC_SIZE];
     unsigned char wanted[SLOTMEM_SHM_FILE_DESC_SIZE];
     struct slotmem_shm_file_desc desc;
@@ -2479,13 +2491,17 @@ static void store_put_aside(ap_slotmem_instance_t *s, const char *why,
     if (moved == APR_SUCCESS) {
         ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
                      APLOGNO(02551) "slotmem_shm: %s: %s; %s starts empty, and "
-                     "the file is kept as %s", s->store, why, s->name, aside);
+                                    "the file is kept as %s",
+                     s->store, why, s->name, aside);
     }
     else {
-        ap_log_error(APLOG_MARK, APLOG_ERR, moved, ap_server_conf,
-                     APLOGNO(02554) "slotmem_shm: %s: %s; %s starts empty, and "
-                     "the file could not be kept as %s: the next store will "
-                     "replace it", s->store, why, s->name, aside);
+        ap_log_error(
+            APLOG_MARK, APLOG_ERR, moved, ap_server_conf,
+            APLOGNO(
+                02554) "slotmem_shm: %s: %s; %s starts empty, and "
+                       "the file could not be kept as %s: the next store will "
+                       "replace it",
+            s->store, why, s->name, aside);
     }
 }
 
@@ -2545,13 +2561,17 @@ static void persist_restore(ap_slotmem_instance_t *s)
                      APLOGNO(02335) "restoring %s: no such file yet", s->store);
         break;
     case RESTORE_NOT_FIT:
-        store_put_aside(s, "it is whole, but was stored with another size or "
+        store_put_aside(s,
+                        "it is whole, but was stored with another size or "
                         "number of slots or another type, and does not fit "
-                        "the configuration of today", 0, p);
+                        "the configuration of today",
+                        0, p);
         break;
     case RESTORE_DAMAGED:
-        store_put_aside(s, "it is cut short or damaged (its length, descriptor "
-                        "or MD5 is wrong)", 0, p);
+        store_put_aside(s,
+                        "it is cut short or damaged (its length, descriptor "
+                        "or MD5 is wrong)",
+                        0, p);
         break;
     case RESTORE_FAILED:
         store_put_aside(s, "it cannot be read", rv, p);
@@ -2577,25 +2597,26 @@ static void persist_restore(ap_slotmem_instance_t *s)
  * neither delay the stop for long nor replace what was stored after it: the
  * SIGKILL is waiting for it when the kernel lets go.
  */
-#define CHECKPOINT_PAUSE      apr_time_from_sec(10)
-#define CHECKPOINT_EARLY      apr_time_from_sec(1) /* the hook comes about every
+#define CHECKPOINT_PAUSE apr_time_from_sec(10)
+#define CHECKPOINT_EARLY                                                       \
+    apr_time_from_sec(1)        /* the hook comes about every
                                      10 s: better one early than ten late   */
-#define CHECKPOINT_SHARE      50                /* of the time it took      */
-#define CHECKPOINT_BYTES_SEC  65536
-#define CHECKPOINT_SLOW       apr_time_from_sec(300)
-#define CHECKPOINT_STOP_WAIT  apr_time_from_sec(2)
+#define CHECKPOINT_SHARE     50 /* of the time it took      */
+#define CHECKPOINT_BYTES_SEC 65536
+#define CHECKPOINT_SLOW      apr_time_from_sec(300)
+#define CHECKPOINT_STOP_WAIT apr_time_from_sec(2)
 
 /* Exit status CHECKPOINT_CODE + k: the pause is 10 s times 1.25^k.  Above the
  * signals, since APR reports the number of a fatal signal in the same place. */
-#define CHECKPOINT_CODE       65
-#define CHECKPOINT_CODES      62
+#define CHECKPOINT_CODE  65
+#define CHECKPOINT_CODES 62
 
 static struct {
-    apr_proc_t  proc;
-    apr_pool_t *pool;    /* NULL: no helper runs */
-    apr_time_t  began;
-    int         was_slow;
-    int         called_off; /* by a stop or restart */
+    apr_proc_t proc;
+    apr_pool_t *pool; /* NULL: no helper runs */
+    apr_time_t began;
+    int was_slow;
+    int called_off; /* by a stop or restart */
 } checkpoint;
 
 static apr_time_t checkpoint_pause(int code)
@@ -2611,8 +2632,8 @@ static apr_time_t checkpoint_pause(int code)
 static int checkpoint_code(apr_time_t took, apr_uint64_t bytes)
 {
     apr_time_t wanted = took * CHECKPOINT_SHARE;
-    apr_time_t written = apr_time_from_sec((apr_int64_t)
-                                           (bytes / CHECKPOINT_BYTES_SEC));
+    apr_time_t written =
+        apr_time_from_sec((apr_int64_t)(bytes / CHECKPOINT_BYTES_SEC));
     int code = CHECKPOINT_CODE;
 
     wanted = written > wanted ? written : wanted;
@@ -2641,8 +2662,8 @@ static void checkpoint_die_with_parent(void)
  * stop or restart, is not for it: its parent sends SIGKILL. */
 static void checkpoint_helper(void)
 {
-    static const int signals[] = { SIGTERM, SIGHUP, SIGINT, SIGUSR1, SIGWINCH,
-                                   SIGPIPE };
+    static const int signals[] = { SIGTERM, SIGHUP,   SIGINT,
+                                   SIGUSR1, SIGWINCH, SIGPIPE };
     apr_time_t began = apr_time_now();
     ap_listen_rec *listener;
     sigset_t none;
@@ -2826,7 +2847,8 @@ static int checkpoint_monitor(apr_pool_t *p, server_rec *server)
                          "slotmem_shm: checkpoint process %" APR_PID_T_FMT
                          " is still at work after %d s; no other begins "
                          "before it ends. Is the disk of the runtime "
-                         "directory answering?", checkpoint.proc.pid,
+                         "directory answering?",
+                         checkpoint.proc.pid,
                          (int)apr_time_sec(now - checkpoint.began));
         }
         return OK;
@@ -2871,15 +2893,15 @@ static int checkpoint_monitor(apr_pool_t *p, server_rec *server)
 /* A segment of a run that was killed, as the marker lists it; and, first of
  * each run, one without a name for whatever its children have made. */
 typedef struct {
-    const char       *name;
-    unsigned int      generation;
+    const char *name;
+    unsigned int generation;
     ap_slotmem_type_t type;
-    apr_size_t        item_size;
-    unsigned int      item_num;
-    unsigned char     run[SLOTMEM_SHM_RUN_LEN];
-    int               gone;    /* removed from the system */
-    memory_t          memory;
-    ap_slotmem_instance_t *s;  /* laid over its memory; NULL: not mapped */
+    apr_size_t item_size;
+    unsigned int item_num;
+    unsigned char run[SLOTMEM_SHM_RUN_LEN];
+    int gone; /* removed from the system */
+    memory_t memory;
+    ap_slotmem_instance_t *s; /* laid over its memory; NULL: not mapped */
 } orphan_t;
 
 static apr_array_header_t *orphans; /* in registry.pool; NULL: none */
@@ -2895,7 +2917,7 @@ static int run_parse(const char *text, unsigned char *run)
 
     return text && strlen(text) == 2 * SLOTMEM_SHM_RUN_LEN
            && apr_unescape_hex(run, text, APR_ESCAPE_STRING, 0, &len)
-              == APR_SUCCESS
+                  == APR_SUCCESS
            && len == SLOTMEM_SHM_RUN_LEN;
 }
 
@@ -2906,8 +2928,9 @@ static const char *boot_text(apr_pool_t *p)
     apr_size_t len = sizeof(text) - 1;
     apr_file_t *file;
 
-    if (apr_file_open(&file, "/proc/sys/kernel/random/boot_id",
-                      APR_FOPEN_READ, APR_OS_DEFAULT, p) != APR_SUCCESS) {
+    if (apr_file_open(&file, "/proc/sys/kernel/random/boot_id", APR_FOPEN_READ,
+                      APR_OS_DEFAULT, p)
+        != APR_SUCCESS) {
         return "-";
     }
     if (apr_file_read(file, text, &len) != APR_SUCCESS) {
@@ -2945,11 +2968,10 @@ static void marker_note_run(apr_pool_t *p)
 
 static void marker_note_segment(const ap_slotmem_instance_t *s, apr_pool_t *p)
 {
-    marker_append(apr_psprintf(p, "segment %x %x %" APR_SIZE_T_FMT " %u %s\n",
-                               mpm_generation(), s->type, s->layout.item_size,
-                               s->layout.item_num,
-                               apr_pescape_hex(p, s->name, strlen(s->name),
-                                               0)));
+    marker_append(apr_psprintf(
+        p, "segment %x %x %" APR_SIZE_T_FMT " %u %s\n", mpm_generation(),
+        s->type, s->layout.item_size, s->layout.item_num,
+        apr_pescape_hex(p, s->name, strlen(s->name), 0)));
 }
 
 /* The next word of a line, and what follows it. */
@@ -3058,8 +3080,8 @@ static apr_status_t marker_open(const char *path, apr_pool_t *p)
     if (fd < 0) {
         return errno;
     }
-    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)
-        || st.st_uid != geteuid() || (st.st_mode & 0077)) {
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_uid != geteuid()
+        || (st.st_mode & 0077)) {
         close(fd);
         return APR_EACCES;
     }
@@ -3093,7 +3115,8 @@ static apr_status_t marker_lock(pid_t *holder)
         return errno;
     }
     *holder = fcntl(fd, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK
-              ? lock.l_pid : 0;
+                  ? lock.l_pid
+                  : 0;
     return APR_EBUSY;
 }
 
@@ -3105,7 +3128,8 @@ static char *marker_text(apr_pool_t *p)
     char *text;
 
     if (apr_file_info_get(&info, APR_FINFO_SIZE, retained->marker)
-        != APR_SUCCESS || info.size > MARKER_SIZE_MAX) {
+            != APR_SUCCESS
+        || info.size > MARKER_SIZE_MAX) {
         return apr_pstrdup(p, "");
     }
     text = apr_pcalloc(p, (apr_size_t)info.size + 1);
@@ -3118,15 +3142,18 @@ static char *marker_text(apr_pool_t *p)
 static apr_status_t orphan_check_unguarded(void *ctx)
 {
     const orphan_t *o = ctx;
-    struct slotmem_shm_header *h = header_at(apr_shm_baseaddr_get(o->memory.shm));
+    struct slotmem_shm_header *h =
+        header_at(apr_shm_baseaddr_get(o->memory.shm));
     ap_slotmem_type_t type = 0;
     layout_t found;
     apr_status_t rv = header_check(h, o->memory.size - SLOTMEM_SHM_ALIGN,
                                    o->run, &found, &type);
 
     return rv == APR_SUCCESS && type == o->type
-           && found.item_size == o->item_size && found.item_num == o->item_num
-           ? APR_SUCCESS : APR_EINVAL;
+                   && found.item_size == o->item_size
+                   && found.item_num == o->item_num
+               ? APR_SUCCESS
+               : APR_EINVAL;
 }
 
 /* Lays the orphan over its memory, if that is to be believed. */
@@ -3207,7 +3234,8 @@ static void orphans_store(apr_time_t noted, apr_pool_t *p)
             ap_log_error(APLOG_MARK, APLOG_NOTICE, 0, ap_server_conf,
                          "slotmem_shm: %s was stored after the run whose "
                          "memory is still there had been killed: the file is "
-                         "used, and not the memory", o->s->store);
+                         "used, and not the memory",
+                         o->s->store);
             orphan_detach(o);
             continue;
         }
@@ -3226,9 +3254,10 @@ static apr_status_t orphan_bears_unguarded(void *ctx)
     const unsigned char *end = (const unsigned char *)(h + 1);
 
     return o->memory.size >= SLOTMEM_SHM_ALIGN + sizeof(*h)
-           && (memcmp(h->run, o->run, sizeof(o->run)) == 0
-               || all_zero(base, (apr_size_t)(end - base)))
-           ? APR_SUCCESS : APR_EINVAL;
+                   && (memcmp(h->run, o->run, sizeof(o->run)) == 0
+                       || all_zero(base, (apr_size_t)(end - base)))
+               ? APR_SUCCESS
+               : APR_EINVAL;
 }
 
 /* The key of a relative name is in the directory that is ours; an object
@@ -3340,8 +3369,8 @@ static void runtime_claim(void)
         return;
     }
     registry.claimed = 1;
-    if (retained->marker && retained->pid == getpid()
-        && path && !strcmp(path, retained->marker_path)) {
+    if (retained->marker && retained->pid == getpid() && path
+        && !strcmp(path, retained->marker_path)) {
         return;
     }
     if (retained->marker && retained->pid == getpid()) {
@@ -3372,7 +3401,8 @@ static void runtime_claim(void)
                      ") uses this runtime directory (%s is locked). Its "
                      "memory and files are left alone: nothing is stored or "
                      "restored here. Give each server a DefaultRuntimeDir of "
-                     "its own", holder, path);
+                     "its own",
+                     holder, path);
         return;
     }
     retained->unmarked = 1;
@@ -3380,7 +3410,8 @@ static void runtime_claim(void)
                  "slotmem_shm: cannot use %s; after a kill, state is taken "
                  "from the stored files instead of from memory, and shared "
                  "memory may be left behind. Check owner and permissions of "
-                 "the runtime directory", path);
+                 "the runtime directory",
+                 path);
 }
 
 /* Slot `id` of the fresh segment was being written when its writer died. */
@@ -3402,10 +3433,10 @@ static void torn_carry_all(ap_slotmem_instance_t *s,
 
     for (stripe = 0; stripe < old->layout.stripes; stripe++) {
         slot_lock_t *lock = &old->locks[stripe];
-        apr_uint64_t word = atomic_load_explicit(&lock->word,
-                                                 memory_order_relaxed);
-        apr_uint64_t writing = atomic_load_explicit(&lock->writing,
-                                                    memory_order_relaxed);
+        apr_uint64_t word =
+            atomic_load_explicit(&lock->word, memory_order_relaxed);
+        apr_uint64_t writing =
+            atomic_load_explicit(&lock->writing, memory_order_relaxed);
 
         half = writing_range(old, stripe, writing, &end);
         for (; (word & LOCK_HELD) && half < end; half += old->layout.stripes) {
@@ -3425,7 +3456,7 @@ static void torn_carry_all(ap_slotmem_instance_t *s,
 
 /* What a killed run left, and the fresh segment that it is to fill. */
 typedef struct {
-    ap_slotmem_instance_t       *s;
+    ap_slotmem_instance_t *s;
     const ap_slotmem_instance_t *old;
 } adopt_t;
 
@@ -3454,7 +3485,8 @@ static apr_status_t adopt_copy_unguarded(void *ctx)
 
 /* Copies a killed run's segment into the fresh one, by the rule of a stored
  * file: nothing of it may be cut off. */
-static int adopt_fill(ap_slotmem_instance_t *s, const ap_slotmem_instance_t *old)
+static int adopt_fill(ap_slotmem_instance_t *s,
+                      const ap_slotmem_instance_t *old)
 {
     adopt_t a = { s, old };
 
@@ -3471,8 +3503,8 @@ static int adopt_fill(ap_slotmem_instance_t *s, const ap_slotmem_instance_t *old
     s->header->stored = (apr_uint64_t)apr_time_now(); /* by orphans_store */
     ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
                  "slotmem_shm: %s goes on with the memory of a run that was "
-                 "killed: %u of %u slots in use", s->name, table_count(s),
-                 s->layout.item_num);
+                 "killed: %u of %u slots in use",
+                 s->name, table_count(s), s->layout.item_num);
     return 1;
 }
 
@@ -3503,7 +3535,7 @@ static void shm_sweep(const unsigned char *run)
         }
         ours = fstat(fd, &st) == 0 && S_ISREG(st.st_mode)
                && pread(fd, &head, sizeof(head), SLOTMEM_SHM_ALIGN)
-                  == (ssize_t)sizeof(head)
+                      == (ssize_t)sizeof(head)
                && head.magic == SLOTMEM_SHM_MAGIC
                && memcmp(head.run, run, sizeof(head.run)) == 0;
         close(fd);
@@ -3595,17 +3627,18 @@ static int key_is_ours(const char *name)
 static void log_create_failed(apr_status_t rv, const ap_slotmem_instance_t *s,
                               const char *then)
 {
-    ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf, APLOGNO(02611)
-                 "create: apr_shm_create(%s) of %" APR_SIZE_T_FMT " bytes "
-                 "failed%s", s->key ? s->key : "", layout_request(&s->layout),
-                 then);
+    ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
+                 APLOGNO(02611) "create: apr_shm_create(%s) of %" APR_SIZE_T_FMT
+                                " bytes "
+                                "failed%s",
+                 s->key ? s->key : "", layout_request(&s->layout), then);
 }
 
 /* Memory for a segment of the parent's: named, or anonymous when no name can
  * be had, since children inherit either. */
 static apr_status_t segment_map_parent(ap_slotmem_instance_t *s)
 {
-    memory_t m = {0};
+    memory_t m = { 0 };
     apr_status_t rv = APR_SUCCESS;
 
     m.size = layout_request(&s->layout);
@@ -3619,15 +3652,17 @@ static apr_status_t segment_map_parent(ap_slotmem_instance_t *s)
             rv = memory_create(&m);
         }
         if (rv != APR_SUCCESS) {
-            log_create_failed(rv, s, APR_STATUS_IS_EEXIST(rv)
-                ? ": the name is in use and not by this server. The segment "
-                  "is made without a name: it works as ever, but its memory "
-                  "will not outlive a kill of the server. If no other server "
-                  "uses it, find the object by its owner and age in /dev/shm "
-                  "(elsewhere with ipcs -m) and remove it"
-                : ". The segment is made without a name: it works as ever, "
-                  "but its memory will not outlive a kill of the server. Is "
-                  "/dev/shm mounted, writable and large enough?");
+            log_create_failed(
+                rv, s,
+                APR_STATUS_IS_EEXIST(rv)
+                    ? ": the name is in use and not by this server. The segment "
+                      "is made without a name: it works as ever, but its memory "
+                      "will not outlive a kill of the server. If no other server "
+                      "uses it, find the object by its owner and age in /dev/shm "
+                      "(elsewhere with ipcs -m) and remove it"
+                    : ". The segment is made without a name: it works as ever, "
+                      "but its memory will not outlive a kill of the server. Is "
+                      "/dev/shm mounted, writable and large enough?");
             s->key = NULL;
         }
     }
@@ -3635,7 +3670,8 @@ static apr_status_t segment_map_parent(ap_slotmem_instance_t *s)
         m.key = NULL;
         rv = memory_create(&m);
         if (rv != APR_SUCCESS) {
-            log_create_failed(rv, s, ": the machine or its container has not "
+            log_create_failed(rv, s,
+                              ": the machine or its container has not "
                               "that much memory to give");
             return rv;
         }
@@ -3656,7 +3692,7 @@ static int segment_suffices(const ap_slotmem_instance_t *s,
 /* Lays `s` over a segment that another process of this run has made. */
 static apr_status_t segment_attach(ap_slotmem_instance_t *s)
 {
-    memory_t m = {0};
+    memory_t m = { 0 };
     apr_status_t rv;
     struct slotmem_shm_header *h;
     char *base;
@@ -3694,7 +3730,7 @@ static apr_status_t segment_attach(ap_slotmem_instance_t *s)
  */
 static apr_status_t segment_map_child(ap_slotmem_instance_t *s)
 {
-    memory_t m = {0};
+    memory_t m = { 0 };
     const layout_t wanted = s->layout;
     apr_status_t rv;
 
@@ -3711,7 +3747,8 @@ static apr_status_t segment_map_child(ap_slotmem_instance_t *s)
         if (segment_attach(s) == APR_SUCCESS) {
             mutex_unlock();
             return segment_suffices(s, wanted.item_size, wanted.item_num)
-                   ? APR_SUCCESS : APR_EINVAL;
+                       ? APR_SUCCESS
+                       : APR_EINVAL;
         }
         s->layout = wanted;
         rv = memory_create(&m);
@@ -3723,7 +3760,8 @@ static apr_status_t segment_map_child(ap_slotmem_instance_t *s)
         segment_publish(s);
     }
     else {
-        log_create_failed(rv, s, ". A child process cannot share memory that "
+        log_create_failed(rv, s,
+                          ". A child process cannot share memory that "
                           "has no name. Is /dev/shm mounted, writable and "
                           "large enough, and the name not in use?");
     }
@@ -3798,7 +3836,8 @@ static apr_status_t segment_create(ap_slotmem_instance_t **made,
     s->type = type;
     s->origin = ORIGIN_NOTHING;
     rv = layout_make(&s->layout, item_size, item_num);
-    if (rv == APR_SUCCESS && memory_exceeds_machine(layout_request(&s->layout))) {
+    if (rv == APR_SUCCESS
+        && memory_exceeds_machine(layout_request(&s->layout))) {
         rv = APR_ENOMEM;
     }
     if (rv == APR_SUCCESS && !name_is_anonymous(name)) {
@@ -3862,8 +3901,8 @@ static apr_status_t slotmem_create(ap_slotmem_instance_t **inst,
     registry_unlock();
 
     ap_log_error(APLOG_MARK, rv == APR_SUCCESS ? APLOG_DEBUG : APLOG_ERR, rv,
-                 ap_server_conf, APLOGNO(02300)
-                 "create %s: %" APR_SIZE_T_FMT "/%u%s%s",
+                 ap_server_conf,
+                 APLOGNO(02300) "create %s: %" APR_SIZE_T_FMT "/%u%s%s",
                  name ? name : "anonymous", item_size, item_num,
                  rv == APR_SUCCESS ? ", begins with " : "",
                  !s ? " failed. Another line says why, unless the size asked "
@@ -3917,8 +3956,8 @@ static apr_status_t slotmem_attach(ap_slotmem_instance_t **inst,
     if (!registry.pool || name_is_anonymous(name)) {
         return APR_ENOSHMAVAIL;
     }
-    ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf, APLOGNO(02301)
-                 "attach looking for %s", name);
+    ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf,
+                 APLOGNO(02301) "attach looking for %s", name);
     registry_lock();
     s = registry_find(name);
     known = s != NULL;
@@ -3956,12 +3995,12 @@ static apr_status_t doall_used(ap_slotmem_instance_t *s,
     for (w = 0; w < s->layout.level_words[0]; w++) {
         apr_uint64_t left = ~pad_of(s, 0, w), used;
 
-        while ((used = atomic_load_explicit(&s->level[0][w],
-                                            memory_order_acquire) & left)) {
+        while (
+            (used = atomic_load_explicit(&s->level[0][w], memory_order_acquire)
+                    & left)) {
             unsigned int bit = lowest_bit(used);
-            apr_status_t rv = func(slot_at(s, (unsigned int)(w * WORD_BITS
-                                                             + bit)),
-                                   data, pool);
+            apr_status_t rv = func(
+                slot_at(s, (unsigned int)(w * WORD_BITS + bit)), data, pool);
 
             if (rv != APR_SUCCESS) {
                 return rv;
@@ -4091,8 +4130,8 @@ static apr_status_t slotmem_grab(ap_slotmem_instance_t *s, unsigned int *id)
         *id = found;
         return APR_SUCCESS;
     }
-    ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf, APLOGNO(02293)
-                 "slotmem(%s) grab failed. Num %u/num_free %u",
+    ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
+                 APLOGNO(02293) "slotmem(%s) grab failed. Num %u/num_free %u",
                  segment_name(s), s->layout.item_num,
                  slotmem_num_free_slots(s));
     return APR_EINVAL;
@@ -4107,8 +4146,8 @@ static apr_status_t slotmem_fgrab(ap_slotmem_instance_t *s, unsigned int id)
         table_fgrab(s, id);
         return APR_SUCCESS;
     }
-    ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf, APLOGNO(02397)
-                 "slotmem(%s) fgrab failed. Num %u: no slot %u",
+    ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
+                 APLOGNO(02397) "slotmem(%s) fgrab failed. Num %u: no slot %u",
                  segment_name(s), s->layout.item_num, id);
     return APR_EINVAL;
 }
@@ -4126,26 +4165,19 @@ static apr_status_t slotmem_release(ap_slotmem_instance_t *s, unsigned int id)
         }
         rv = APR_NOTFOUND;
     }
-    ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf, APLOGNO(02294)
-                 "slotmem(%s) release failed. Num %u: slot %u %s",
-                 segment_name(s), s->layout.item_num, id,
-                 rv == APR_NOTFOUND ? "is not in use" : "does not exist");
+    ap_log_error(
+        APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
+        APLOGNO(02294) "slotmem(%s) release failed. Num %u: slot %u %s",
+        segment_name(s), s->layout.item_num, id,
+        rv == APR_NOTFOUND ? "is not in use" : "does not exist");
     return rv;
 }
 
 static const ap_slotmem_provider_t provider = {
-    "sharedmem",
-    slotmem_doall,
-    slotmem_create,
-    slotmem_attach,
-    slotmem_dptr,
-    slotmem_get,
-    slotmem_put,
-    slotmem_num_slots,
-    slotmem_num_free_slots,
-    slotmem_slot_size,
-    slotmem_grab,
-    slotmem_release,
+    "sharedmem",       slotmem_doall,     slotmem_create,
+    slotmem_attach,    slotmem_dptr,      slotmem_get,
+    slotmem_put,       slotmem_num_slots, slotmem_num_free_slots,
+    slotmem_slot_size, slotmem_grab,      slotmem_release,
     slotmem_fgrab
 };
 
@@ -4160,27 +4192,27 @@ static const ap_slotmem_provider_t provider = {
  * first, then SlotmemSegment0..., in the order in which the segments were
  * made.  Times are seconds since 1970.
  */
-#define STATUS_ROWS     200   /* on the page; ?auto has every segment        */
-#define STATUS_NAME     28    /* characters of a name before it is cut       */
-#define STATUS_AUTO_MAX 4096  /* of a line: some readers give up at 64 KiB   */
+#define STATUS_ROWS     200  /* on the page; ?auto has every segment        */
+#define STATUS_NAME     28   /* characters of a name before it is cut       */
+#define STATUS_AUTO_MAX 4096 /* of a line: some readers give up at 64 KiB   */
 
 typedef struct {
-    int          segments;
-    int          stored;                 /* those that are kept in files     */
-    int          from[ORIGINS];          /* what those began with            */
-    int          mortal;                 /* those whose memory has no name   */
+    int segments;
+    int stored;        /* those that are kept in files     */
+    int from[ORIGINS]; /* what those began with            */
+    int mortal;        /* those whose memory has no name   */
     apr_uint64_t slots, used, memory;
-    apr_time_t   oldest;                 /* store of all; 0: one has none    */
+    apr_time_t oldest; /* store of all; 0: one has none    */
 } tally_t;
 
 /* One segment at one moment, so that a row and the total agree while children
  * change the table. */
 typedef struct {
     const ap_slotmem_instance_t *s;
-    const char   *name;
-    unsigned int  used;
-    apr_uint64_t  memory;
-    apr_time_t    stored;    /* 0: not yet, or never */
+    const char *name;
+    unsigned int used;
+    apr_uint64_t memory;
+    apr_time_t stored; /* 0: not yet, or never */
 } row_t;
 
 /* The time comes from shared memory, where a child may write any number. */
@@ -4188,8 +4220,9 @@ static apr_time_t stored_time(const ap_slotmem_instance_t *s)
 {
     apr_time_t when = (apr_time_t)s->header->stored;
 
-    return s->store && when > 0
-           && when <= apr_time_now() + apr_time_from_sec(1) ? when : 0;
+    return s->store && when > 0 && when <= apr_time_now() + apr_time_from_sec(1)
+               ? when
+               : 0;
 }
 
 static void row_read(row_t *row, const ap_slotmem_instance_t *s)
@@ -4241,11 +4274,11 @@ static apr_array_header_t *rows_read(apr_pool_t *p, tally_t *t)
 
 static const char *flags_text(apr_pool_t *p, ap_slotmem_type_t type)
 {
-    const char *text = apr_pstrcat(p,
-        type & AP_SLOTMEM_TYPE_PERSIST ? " persist" : "",
-        type & AP_SLOTMEM_TYPE_CLEARINUSE ? " clearinuse" : "",
-        type & AP_SLOTMEM_TYPE_PREGRAB ? " pregrab" : "",
-        type & AP_SLOTMEM_TYPE_NOTMPSAFE ? " notmpsafe" : "", NULL);
+    const char *text =
+        apr_pstrcat(p, type & AP_SLOTMEM_TYPE_PERSIST ? " persist" : "",
+                    type & AP_SLOTMEM_TYPE_CLEARINUSE ? " clearinuse" : "",
+                    type & AP_SLOTMEM_TYPE_PREGRAB ? " pregrab" : "",
+                    type & AP_SLOTMEM_TYPE_NOTMPSAFE ? " notmpsafe" : "", NULL);
 
     return *text ? text + 1 : "-";
 }
@@ -4271,11 +4304,11 @@ static const char *ago_text(apr_pool_t *p, apr_time_t when)
 {
     apr_int64_t s = apr_time_sec(apr_time_now() - when);
 
-    return s < 0 ? "now"
-         : s < 120 ? apr_psprintf(p, "%d s ago", (int)s)
-         : s < 7200 ? apr_psprintf(p, "%d min ago", (int)(s / 60))
-         : s < 172800 ? apr_psprintf(p, "%d h ago", (int)(s / 3600))
-         : apr_psprintf(p, "%d days ago", (int)(s / 86400));
+    return s < 0        ? "now"
+           : s < 120    ? apr_psprintf(p, "%d s ago", (int)s)
+           : s < 7200   ? apr_psprintf(p, "%d min ago", (int)(s / 60))
+           : s < 172800 ? apr_psprintf(p, "%d h ago", (int)(s / 3600))
+                        : apr_psprintf(p, "%d days ago", (int)(s / 86400));
 }
 
 static const char *date_text(apr_pool_t *p, apr_time_t when)
@@ -4293,19 +4326,18 @@ static const char *html_text(apr_pool_t *p, const char *text)
 }
 
 /* The end of a name from `shown` on, cut, with the whole of it at hand. */
-static const char *html_cut(apr_pool_t *p, const char *whole,
-                            const char *shown)
+static const char *html_cut(apr_pool_t *p, const char *whole, const char *shown)
 {
     const int cut = strlen(shown) > STATUS_NAME;
 
     if (shown == whole && !cut) {
         return html_text(p, whole);
     }
-    return apr_pstrcat(p, "<abbr title=\"", html_text(p, whole), "\">",
-                       cut ? html_text(p, apr_pstrmemdup(p, shown,
-                                                         STATUS_NAME - 3))
-                           : html_text(p, shown),
-                       cut ? "..." : "", "</abbr>", NULL);
+    return apr_pstrcat(
+        p, "<abbr title=\"", html_text(p, whole), "\">",
+        cut ? html_text(p, apr_pstrmemdup(p, shown, STATUS_NAME - 3))
+            : html_text(p, shown),
+        cut ? "..." : "", "</abbr>", NULL);
 }
 
 static const char *html_file(apr_pool_t *p, const ap_slotmem_instance_t *s)
@@ -4318,9 +4350,10 @@ static const char *html_file(apr_pool_t *p, const ap_slotmem_instance_t *s)
 static const char *html_stored(apr_pool_t *p, const row_t *row)
 {
     return !row->s->store ? "no"
-         : !row->stored ? "not yet"
-         : apr_psprintf(p, "<span title=\"%s\">%s</span>",
-                        date_text(p, row->stored), ago_text(p, row->stored));
+           : !row->stored ? "not yet"
+                          : apr_psprintf(p, "<span title=\"%s\">%s</span>",
+                                         date_text(p, row->stored),
+                                         ago_text(p, row->stored));
 }
 
 /* What matters first, since a phone shows the left of the table.  The bar is
@@ -4330,11 +4363,13 @@ static void row_html(request_rec *r, const row_t *row)
 {
     const ap_slotmem_instance_t *s = row->s;
     apr_pool_t *p = r->pool;
-    unsigned int percent = s->layout.item_num
-        ? (unsigned int)((apr_uint64_t)row->used * 100 / s->layout.item_num)
-        : 0;
+    unsigned int percent =
+        s->layout.item_num
+            ? (unsigned int)((apr_uint64_t)row->used * 100 / s->layout.item_num)
+            : 0;
 
-    ap_rprintf(r, "<tr><td>%s</td><td>%u of %u</td>"
+    ap_rprintf(r,
+               "<tr><td>%s</td><td>%u of %u</td>"
                "<td title=\"%u%%\">"
                "<div style=\"width:5em;height:.7em;border:1px solid\">"
                "<div style=\"width:%u%%;border-top:.7em solid\">"
@@ -4342,11 +4377,10 @@ static void row_html(request_rec *r, const row_t *row)
                "<td>%" APR_SIZE_T_FMT " B</td>"
                "<td title=\"%" APR_UINT64_T_FMT " bytes\">%s</td>"
                "<td>%s</td><td>%s</td></tr>\n",
-               html_cut(p, row->name, row->name), row->used,
-               s->layout.item_num, percent, percent, html_stored(p, row),
-               origin_text[s->origin], s->layout.item_size, row->memory,
-               bytes_text(p, row->memory), flags_text(p, s->type),
-               html_file(p, s));
+               html_cut(p, row->name, row->name), row->used, s->layout.item_num,
+               percent, percent, html_stored(p, row), origin_text[s->origin],
+               s->layout.item_size, row->memory, bytes_text(p, row->memory),
+               flags_text(p, s->type), html_file(p, s));
 }
 
 /* ?notable: for browsers without tables. */
@@ -4355,12 +4389,13 @@ static void row_line(request_rec *r, const row_t *row)
     const ap_slotmem_instance_t *s = row->s;
     apr_pool_t *p = r->pool;
 
-    ap_rprintf(r, "<dt>%s: %u of %u slots of %" APR_SIZE_T_FMT " bytes in use, "
+    ap_rprintf(r,
+               "<dt>%s: %u of %u slots of %" APR_SIZE_T_FMT " bytes in use, "
                "%s, flags %s, stored: %s, began with %s</dt>\n",
-               html_cut(p, row->name, row->name), row->used,
-               s->layout.item_num, s->layout.item_size,
-               bytes_text(p, row->memory), flags_text(p, s->type),
-               html_stored(p, row), origin_text[s->origin]);
+               html_cut(p, row->name, row->name), row->used, s->layout.item_num,
+               s->layout.item_size, bytes_text(p, row->memory),
+               flags_text(p, s->type), html_stored(p, row),
+               origin_text[s->origin]);
 }
 
 static void row_auto(request_rec *r, int i, const row_t *row)
@@ -4368,27 +4403,30 @@ static void row_auto(request_rec *r, int i, const row_t *row)
     const ap_slotmem_instance_t *s = row->s;
     apr_pool_t *p = r->pool;
 
-    ap_rprintf(r, "SlotmemSegment%dName: %.*s\n"
+    ap_rprintf(r,
+               "SlotmemSegment%dName: %.*s\n"
                "SlotmemSegment%dSlots: %u\n"
                "SlotmemSegment%dUsed: %u\n"
                "SlotmemSegment%dSlotSize: %" APR_SIZE_T_FMT "\n"
                "SlotmemSegment%dBytes: %" APR_UINT64_T_FMT "\n"
                "SlotmemSegment%dFlags: %s\n"
                "SlotmemSegment%dOrigin: %s\n",
-               i, STATUS_AUTO_MAX, ap_escape_logitem(p, row->name),
-               i, s->layout.item_num, i, row->used, i, s->layout.item_size,
-               i, row->memory, i, flags_text(p, s->type),
-               i, origin_text[s->origin]);
-    ap_rprintf(r, "SlotmemSegment%dFile: %.*s\n"
+               i, STATUS_AUTO_MAX, ap_escape_logitem(p, row->name), i,
+               s->layout.item_num, i, row->used, i, s->layout.item_size, i,
+               row->memory, i, flags_text(p, s->type), i,
+               origin_text[s->origin]);
+    ap_rprintf(r,
+               "SlotmemSegment%dFile: %.*s\n"
                "SlotmemSegment%dStored: %" APR_TIME_T_FMT "\n",
                i, STATUS_AUTO_MAX,
-               s->store ? ap_escape_logitem(p, s->store) : "-",
-               i, apr_time_sec(row->stored));
+               s->store ? ap_escape_logitem(p, s->store) : "-", i,
+               apr_time_sec(row->stored));
 }
 
 static void tally_auto(request_rec *r, const tally_t *t)
 {
-    ap_rprintf(r, "SlotmemSegments: %d\n"
+    ap_rprintf(r,
+               "SlotmemSegments: %d\n"
                "SlotmemSlots: %" APR_UINT64_T_FMT "\n"
                "SlotmemUsed: %" APR_UINT64_T_FMT "\n"
                "SlotmemBytes: %" APR_UINT64_T_FMT "\n"
@@ -4409,12 +4447,15 @@ static void tally_auto(request_rec *r, const tally_t *t)
  * restart brought back. */
 static void tally_html(request_rec *r, const tally_t *t)
 {
-    ap_rprintf(r, "<dl>\n<dt>%d segment%s, %" APR_UINT64_T_FMT " of %"
-               APR_UINT64_T_FMT " slots in use, %s of shared memory</dt>\n",
+    ap_rprintf(r,
+               "<dl>\n<dt>%d segment%s, %" APR_UINT64_T_FMT
+               " of %" APR_UINT64_T_FMT
+               " slots in use, %s of shared memory</dt>\n",
                t->segments, t->segments == 1 ? "" : "s", t->used, t->slots,
                bytes_text(r->pool, t->memory));
     if (t->stored) {
-        ap_rprintf(r, "<dt>Kept in files: %d, %s%s</dt>\n"
+        ap_rprintf(r,
+                   "<dt>Kept in files: %d, %s%s</dt>\n"
                    "<dt>At the last start or restart %d of them were "
                    "restored from file, %d from the memory of a killed run, "
                    "%d began empty</dt>\n",
@@ -4424,20 +4465,23 @@ static void tally_html(request_rec *r, const tally_t *t)
                    t->from[ORIGIN_NOTHING] + t->from[ORIGIN_BAD_FILE]);
     }
     if (t->from[ORIGIN_BAD_FILE]) {
-        ap_rprintf(r, "<dt><b>Lost: %d stored file%s could not be used and "
+        ap_rprintf(r,
+                   "<dt><b>Lost: %d stored file%s could not be used and "
                    "%s put aside; the error log says why</b></dt>\n",
                    t->from[ORIGIN_BAD_FILE],
                    t->from[ORIGIN_BAD_FILE] == 1 ? "" : "s",
                    t->from[ORIGIN_BAD_FILE] == 1 ? "was" : "were");
     }
     if (t->mortal) {
-        ap_rprintf(r, "<dt><b>The memory of %d would not outlive a kill of "
+        ap_rprintf(r,
+                   "<dt><b>The memory of %d would not outlive a kill of "
                    "the server; the error log says why</b></dt>\n",
                    t->mortal);
     }
     if (registry.isolated) {
         ap_rputs("<dt><b>Another httpd uses this runtime directory: nothing "
-                 "is stored or restored here</b></dt>\n", r);
+                 "is stored or restored here</b></dt>\n",
+                 r);
     }
 }
 
@@ -4446,15 +4490,18 @@ static void table_html(request_rec *r, const apr_array_header_t *rows,
 {
     int i;
 
-    ap_rputs("<div style=\"overflow-x:auto;white-space:nowrap\">"
-             "<table cellpadding=\"4\" summary=\"The segments\">\n<thead align=\"left\"><tr>"
-             "<th>Segment</th><th colspan=\"2\">In use</th><th>Stored</th>"
-             "<th>Began with</th><th>Slot size</th><th>Memory</th>"
-             "<th>Flags</th><th>Stored file</th></tr></thead>\n<tbody>\n", r);
+    ap_rputs(
+        "<div style=\"overflow-x:auto;white-space:nowrap\">"
+        "<table cellpadding=\"4\" summary=\"The segments\">\n<thead align=\"left\"><tr>"
+        "<th>Segment</th><th colspan=\"2\">In use</th><th>Stored</th>"
+        "<th>Began with</th><th>Slot size</th><th>Memory</th>"
+        "<th>Flags</th><th>Stored file</th></tr></thead>\n<tbody>\n",
+        r);
     for (i = 0; i < rows->nelts && i < STATUS_ROWS; i++) {
         row_html(r, &APR_ARRAY_IDX(rows, i, row_t));
     }
-    ap_rprintf(r, "<tr align=\"left\"><th>Sum of %d</th><th>%" APR_UINT64_T_FMT
+    ap_rprintf(r,
+               "<tr align=\"left\"><th>Sum of %d</th><th>%" APR_UINT64_T_FMT
                " of %" APR_UINT64_T_FMT "</th><td colspan=\"4\"></td>"
                "<th title=\"%" APR_UINT64_T_FMT " bytes\">%s</th>"
                "<td colspan=\"2\"></td></tr>\n</tbody></table></div>\n",
@@ -4517,15 +4564,17 @@ static void status_log(apr_pool_t *p)
         return;
     }
     if (t.stored) {
-        kept = apr_psprintf(p, "%d of them kept in files: %d restored from "
-                            "file, %d from the memory of a killed run, %d "
-                            "began empty", t.stored, t.from[ORIGIN_FILE],
-                            t.from[ORIGIN_MEMORY], t.from[ORIGIN_NOTHING]
-                                                   + t.from[ORIGIN_BAD_FILE]);
+        kept =
+            apr_psprintf(p,
+                         "%d of them kept in files: %d restored from "
+                         "file, %d from the memory of a killed run, %d "
+                         "began empty",
+                         t.stored, t.from[ORIGIN_FILE], t.from[ORIGIN_MEMORY],
+                         t.from[ORIGIN_NOTHING] + t.from[ORIGIN_BAD_FILE]);
     }
     ap_log_error(APLOG_MARK, t.from[ORIGIN_MEMORY] ? APLOG_NOTICE : APLOG_INFO,
-                 0, ap_server_conf, "slotmem_shm: %d segment%s, %s",
-                 t.segments, t.segments == 1 ? "" : "s", kept);
+                 0, ap_server_conf, "slotmem_shm: %d segment%s, %s", t.segments,
+                 t.segments == 1 ? "" : "s", kept);
 }
 
 /* ==================== hooks ==================== */
@@ -4611,8 +4660,7 @@ static int slotmem_pre_config(apr_pool_t *pconf, apr_pool_t *plog,
         return HTTP_INTERNAL_SERVER_ERROR;
     }
     apr_pool_pre_cleanup_register(pconf, NULL, close_store);
-    apr_pool_cleanup_register(pconf, NULL, close_remove,
-                              apr_pool_cleanup_null);
+    apr_pool_cleanup_register(pconf, NULL, close_remove, apr_pool_cleanup_null);
 
     rv = ap_mutex_register(pconf, MUTEX_TYPE, NULL, APR_LOCK_DEFAULT, 0);
     return rv == APR_SUCCESS ? OK : HTTP_INTERNAL_SERVER_ERROR;
@@ -4648,8 +4696,8 @@ static int slotmem_post_config(apr_pool_t *pconf, apr_pool_t *plog,
 }
 
 /* After every module's post_config, at each start and restart. */
-static int slotmem_ready(apr_pool_t *pconf, apr_pool_t *plog,
-                         apr_pool_t *ptemp, server_rec *server)
+static int slotmem_ready(apr_pool_t *pconf, apr_pool_t *plog, apr_pool_t *ptemp,
+                         server_rec *server)
 {
     (void)pconf;
     (void)plog;
@@ -4685,9 +4733,8 @@ static void slotmem_child_init(apr_pool_t *pchild, server_rec *server)
     if (!self.mutex) {
         return;
     }
-    rv = apr_global_mutex_child_init(&self.mutex,
-                                     apr_global_mutex_lockfile(self.mutex),
-                                     pchild);
+    rv = apr_global_mutex_child_init(
+        &self.mutex, apr_global_mutex_lockfile(self.mutex), pchild);
     if (rv != APR_SUCCESS) {
         ap_log_error(APLOG_MARK, APLOG_CRIT, rv, server,
                      "slotmem_shm: cannot open the mutex \"" MUTEX_TYPE "\" "
@@ -4706,8 +4753,7 @@ static void register_hooks(apr_pool_t *p)
                              AP_SLOTMEM_PROVIDER_VERSION, &provider);
     }
     ap_hook_pre_config(slotmem_pre_config, NULL, NULL, APR_HOOK_REALLY_FIRST);
-    ap_hook_post_config(slotmem_post_config, NULL, NULL,
-                        APR_HOOK_REALLY_FIRST);
+    ap_hook_post_config(slotmem_post_config, NULL, NULL, APR_HOOK_REALLY_FIRST);
     ap_hook_post_config(slotmem_ready, NULL, NULL, APR_HOOK_REALLY_LAST + 1);
     ap_hook_child_init(slotmem_child_init, NULL, NULL, APR_HOOK_REALLY_FIRST);
     ap_hook_monitor(checkpoint_monitor, NULL, NULL, APR_HOOK_MIDDLE);
@@ -4716,13 +4762,7 @@ static void register_hooks(apr_pool_t *p)
 }
 
 module AP_MODULE_DECLARE_DATA slotmem_shm_module = {
-    STANDARD20_MODULE_STUFF,
-    NULL,
-    NULL,
-    NULL,
-    NULL,
-    NULL,
-    register_hooks,
+    STANDARD20_MODULE_STUFF, NULL, NULL, NULL, NULL, NULL, register_hooks,
 #ifdef AP_MODULE_FLAG_NONE
     AP_MODULE_FLAG_NONE
 #endif

@@ -58,14 +58,14 @@
  * file.  The number at offset 0 is not to be relied on: count the table.
  */
 #define SLOTMEM_SHM_FILE_SUFFIX      ".persist"
-#define SLOTMEM_SHM_FILE_COUNT_SIZE  8u   /* bytes at offset 0              */
-#define SLOTMEM_SHM_FILE_DIGEST_SIZE 16u  /* bytes of MD5                   */
-#define SLOTMEM_SHM_FILE_DESC_SIZE   16u  /* bytes of descriptor and padding*/
+#define SLOTMEM_SHM_FILE_COUNT_SIZE  8u  /* bytes at offset 0              */
+#define SLOTMEM_SHM_FILE_DIGEST_SIZE 16u /* bytes of MD5                   */
+#define SLOTMEM_SHM_FILE_DESC_SIZE   16u /* bytes of descriptor and padding*/
 
 struct slotmem_shm_file_desc {
-    size_t       item_size; /* bytes in a slot                              */
-    unsigned int item_num;  /* slots                                        */
-    unsigned int type;      /* AP_SLOTMEM_TYPE_* bits given to create()     */
+    size_t item_size;      /* bytes in a slot                              */
+    unsigned int item_num; /* slots                                        */
+    unsigned int type;     /* AP_SLOTMEM_TYPE_* bits given to create()     */
 };
 
 /**
@@ -129,8 +129,8 @@ struct slotmem_shm_header {
     uint64_t generation;   /* 48: of the MPM, when the segment was made      */
     uint64_t pid;          /* 56: of the process that made it                */
     unsigned char run[SLOTMEM_SHM_RUN_LEN]; /* 64: identity of the run       */
-    uint64_t stored;       /* 80: when last stored, microseconds since 1970  */
-    uint64_t unused[5];    /* 88: zero                                       */
+    uint64_t stored;    /* 80: when last stored, microseconds since 1970  */
+    uint64_t unused[5]; /* 88: zero                                       */
 };
 
 #endif /* MOD_SLOTMEM_SHM_H */

@@ -82,7 +82,7 @@ module AP_MODULE_DECLARE_DATA slotmem_bench_module;
  * --------------------------------------------------------------------- */
 
 typedef struct {
-    const char *name;           /* a prefix, if count > 1 */
+    const char *name; /* a prefix, if count > 1 */
     unsigned int count;
     apr_size_t item_size;
     unsigned int item_num;
@@ -90,18 +90,18 @@ typedef struct {
 } wanted_t;
 
 typedef struct {
-    const char *kind;           /* populate, store, restore */
+    const char *kind; /* populate, store, restore */
     unsigned int count;
     apr_size_t size;
 } limit_t;
 
-static apr_array_header_t *wanted;      /* of wanted_t */
-static apr_array_header_t *limits;      /* of limit_t */
+static apr_array_header_t *wanted; /* of wanted_t */
+static apr_array_header_t *limits; /* of limit_t */
 static const char *log_path;
-static const char *touch_path;          /* while it exists, contents change */
+static const char *touch_path; /* while it exists, contents change */
 
 static const ap_slotmem_provider_t *provider;
-static apr_hash_t *segments;            /* name -> ap_slotmem_instance_t * */
+static apr_hash_t *segments; /* name -> ap_slotmem_instance_t * */
 
 /* ------------------------------------------------------------------------
  * The clock
@@ -127,13 +127,13 @@ static void report(const char *what, const char *name, uint64_t ns,
     if (log_path == NULL) {
         return;
     }
-    len = apr_snprintf(line, sizeof line, "%s %s %" APR_UINT64_T_FMT
-                       " %" APR_UINT64_T_FMT "\n", what, name,
-                       (apr_uint64_t)ns, (apr_uint64_t)extra);
+    len = apr_snprintf(line, sizeof line,
+                       "%s %s %" APR_UINT64_T_FMT " %" APR_UINT64_T_FMT "\n",
+                       what, name, (apr_uint64_t)ns, (apr_uint64_t)extra);
     fd = open(log_path, O_WRONLY | O_CREAT | O_APPEND, 0644);
     if (fd >= 0) {
         if (write(fd, line, (size_t)len) != len) {
-            abort();            /* a lost line would be a wrong table */
+            abort(); /* a lost line would be a wrong table */
         }
         close(fd);
     }
@@ -145,14 +145,14 @@ static void report(const char *what, const char *name, uint64_t ns,
 
 typedef struct {
     ap_slotmem_instance_t *seg;
-    unsigned int num;           /* its slots */
-    apr_size_t len;             /* of a get, a put or a memcpy */
-    unsigned char *buffer;      /* that many bytes, and as many again */
-    const char **names;         /* attach: the segments' names */
-    unsigned int count;         /* attach: how many */
+    unsigned int num;      /* its slots */
+    apr_size_t len;        /* of a get, a put or a memcpy */
+    unsigned char *buffer; /* that many bytes, and as many again */
+    const char **names;    /* attach: the segments' names */
+    unsigned int count;    /* attach: how many */
     apr_pool_t *pool;
-    uint64_t sum;               /* of what was seen: see keep() */
-    unsigned int failed;        /* calls that did not answer as they must */
+    uint64_t sum;        /* of what was seen: see keep() */
+    unsigned int failed; /* calls that did not answer as they must */
 } work_t;
 
 typedef void work_fn(work_t *w, uint64_t n);
@@ -253,8 +253,8 @@ static void work_doall(work_t *w, uint64_t n)
     uint64_t sum = 0;
 
     while (n--) {
-        w->failed += provider->doall(w->seg, visit, &sum, w->pool)
-                     != APR_SUCCESS;
+        w->failed +=
+            provider->doall(w->seg, visit, &sum, w->pool) != APR_SUCCESS;
     }
     keep(w, sum);
 }
@@ -264,8 +264,8 @@ static void work_dptr(work_t *w, uint64_t n)
     void *mem;
 
     while (n--) {
-        w->failed += provider->dptr(w->seg, (unsigned int)n & 7, &mem)
-                     != APR_SUCCESS;
+        w->failed +=
+            provider->dptr(w->seg, (unsigned int)n & 7, &mem) != APR_SUCCESS;
         keep(w, (uintptr_t)mem);
     }
 }
@@ -273,16 +273,14 @@ static void work_dptr(work_t *w, uint64_t n)
 static void work_get(work_t *w, uint64_t n)
 {
     while (n--) {
-        w->failed += provider->get(w->seg, 3, w->buffer, w->len)
-                     != APR_SUCCESS;
+        w->failed += provider->get(w->seg, 3, w->buffer, w->len) != APR_SUCCESS;
     }
 }
 
 static void work_put(work_t *w, uint64_t n)
 {
     while (n--) {
-        w->failed += provider->put(w->seg, 3, w->buffer, w->len)
-                     != APR_SUCCESS;
+        w->failed += provider->put(w->seg, 3, w->buffer, w->len) != APR_SUCCESS;
     }
 }
 
@@ -298,7 +296,8 @@ static void work_attach(work_t *w, uint64_t n)
 
         at = at * 6364136223846793005u + 1442695040888963407u;
         w->failed += provider->attach(&seg, w->names[(at >> 33) % w->count],
-                                      &size, &num, w->pool) != APR_SUCCESS;
+                                      &size, &num, w->pool)
+                     != APR_SUCCESS;
         if ((n & 255) == 0) {
             apr_pool_clear(w->pool);
         }
@@ -401,8 +400,8 @@ static timing_t time_work(work_fn *fn, work_t *w, work_fn *limit_fn,
 
     for (i = 0; i < BATCHES; i++) {
         if (limit_fn) {
-            limit[i] = (double)time_once(limit_fn, limit_w, limit_n)
-                       / (double)limit_n;
+            limit[i] =
+                (double)time_once(limit_fn, limit_w, limit_n) / (double)limit_n;
         }
         work[i] = (double)time_once(fn, w, n) / (double)n;
         if (limit_fn) {
@@ -421,7 +420,7 @@ static timing_t time_work(work_fn *fn, work_t *w, work_fn *limit_fn,
  * Several processes on one segment
  * --------------------------------------------------------------------- */
 
-#define RACES 512
+#define RACES  512
 #define OWNERS 65536
 
 typedef struct {
@@ -462,8 +461,7 @@ static apr_status_t word_grab(ap_slotmem_instance_t *unused, unsigned int *id)
     return APR_EINVAL;
 }
 
-static apr_status_t word_release(ap_slotmem_instance_t *unused,
-                                 unsigned int id)
+static apr_status_t word_release(ap_slotmem_instance_t *unused, unsigned int id)
 {
     const uint64_t bit = (uint64_t)1 << id;
 
@@ -480,10 +478,10 @@ static apr_status_t race(ap_slotmem_instance_t *seg, race_t *r,
                          unsigned int procs, unsigned int ms, int check,
                          race_result_t *result)
 {
-    apr_status_t (*const grab)(ap_slotmem_instance_t *, unsigned int *)
-        = seg ? provider->grab : word_grab;
-    apr_status_t (*const release)(ap_slotmem_instance_t *, unsigned int)
-        = seg ? provider->release : word_release;
+    apr_status_t (*const grab)(ap_slotmem_instance_t *, unsigned int *) =
+        seg ? provider->grab : word_grab;
+    apr_status_t (*const release)(ap_slotmem_instance_t *, unsigned int) =
+        seg ? provider->release : word_release;
     const unsigned int me = (unsigned int)getpid();
     uint64_t start = now_ns(), end;
     unsigned int id, i;
@@ -725,21 +723,23 @@ static int make_segments(apr_pool_t *p, apr_pool_t *ptemp)
     for (i = 0; i < wanted->nelts; i++) {
         const wanted_t *want = &APR_ARRAY_IDX(wanted, i, wanted_t);
         const char **names = apr_palloc(p, want->count * sizeof *names);
-        ap_slotmem_instance_t **made = apr_palloc(p, want->count * sizeof *made);
+        ap_slotmem_instance_t **made =
+            apr_palloc(p, want->count * sizeof *made);
         uint64_t private, mapped, start;
         unsigned int k;
 
         for (k = 0; k < want->count; k++) {
-            names[k] = want->count == 1 ? want->name
-                       : apr_psprintf(p, "%s-%u", want->name, k);
+            names[k] = want->count == 1
+                           ? want->name
+                           : apr_psprintf(p, "%s-%u", want->name, k);
         }
         private = private_memory();
         mapped = mapped_shm();
         start = now_ns();
         for (k = 0; k < want->count; k++) {
-            apr_status_t rv = provider->create(&made[k], names[k],
-                                               want->item_size, want->item_num,
-                                               want->type, p);
+            apr_status_t rv =
+                provider->create(&made[k], names[k], want->item_size,
+                                 want->item_num, want->type, p);
             if (rv != APR_SUCCESS) {
                 ap_log_error(APLOG_MARK, APLOG_EMERG, rv, ap_server_conf,
                              "slotmem_bench: create %s failed", names[k]);
@@ -811,8 +811,7 @@ static unsigned int number_arg(request_rec *r, const char *name,
 
 static int is_wanted(const char *how, unsigned int i, unsigned int num)
 {
-    return strcmp(how, "full") == 0
-           || (strcmp(how, "half") == 0 && i < num / 2)
+    return strcmp(how, "full") == 0 || (strcmp(how, "half") == 0 && i < num / 2)
            || (strcmp(how, "brim") == 0 && i + 1 < num)
            || (strcmp(how, "sparse") == 0 && i % 100 == 0);
 }
@@ -837,7 +836,7 @@ static void fill(work_t *w, const char *how)
  */
 static void instructions(work_fn *fn, work_t *w, const char *name, uint64_t n)
 {
-    fn(w, n);                   /* so that symbols are bound and hints set */
+    fn(w, n); /* so that symbols are bound and hints set */
     if (fn == work_grab) {
         fill(w, "empty");
     }
@@ -996,8 +995,8 @@ static int bench_pre_config(apr_pool_t *p, apr_pool_t *plog, apr_pool_t *ptemp)
     return OK;
 }
 
-static int bench_post_config(apr_pool_t *p, apr_pool_t *plog,
-                             apr_pool_t *ptemp, server_rec *s)
+static int bench_post_config(apr_pool_t *p, apr_pool_t *plog, apr_pool_t *ptemp,
+                             server_rec *s)
 {
     (void)plog;
     (void)s;
@@ -1021,10 +1020,11 @@ static ap_slotmem_type_t parse_type(const char *letters)
     ap_slotmem_type_t type = 0;
 
     for (; *letters; letters++) {
-        type |= *letters == 'p' ? AP_SLOTMEM_TYPE_PERSIST
-              : *letters == 'n' ? AP_SLOTMEM_TYPE_NOTMPSAFE
-              : *letters == 'g' ? AP_SLOTMEM_TYPE_PREGRAB
-              : *letters == 'c' ? AP_SLOTMEM_TYPE_CLEARINUSE : 0;
+        type |= *letters == 'p'   ? AP_SLOTMEM_TYPE_PERSIST
+                : *letters == 'n' ? AP_SLOTMEM_TYPE_NOTMPSAFE
+                : *letters == 'g' ? AP_SLOTMEM_TYPE_PREGRAB
+                : *letters == 'c' ? AP_SLOTMEM_TYPE_CLEARINUSE
+                                  : 0;
     }
     return type;
 }
@@ -1090,12 +1090,6 @@ static void bench_hooks(apr_pool_t *p)
 }
 
 AP_DECLARE_MODULE(slotmem_bench) = {
-    STANDARD20_MODULE_STUFF,
-    NULL,
-    NULL,
-    NULL,
-    NULL,
-    bench_cmds,
-    bench_hooks,
+    STANDARD20_MODULE_STUFF, NULL, NULL, NULL, NULL, bench_cmds, bench_hooks,
     AP_MODULE_FLAG_NONE
 };

@@ -70,21 +70,21 @@
 APLOG_USE_MODULE(slotmem_test);
 module AP_MODULE_DECLARE_DATA slotmem_test_module;
 
-#define URI "/slotmem-test"
+#define URI             "/slotmem-test"
 #define MAX_CONNECTIONS 64
 
 /* What output arguments hold before a call, to see whether it wrote them. */
 #define SENTINEL_SIZE ((apr_size_t)0xdeadbeefcafef00dULL)
-#define SENTINEL_NUM 0xfeedfaceU
-#define SENTINEL_ID 0xabad1deaU
-#define SENTINEL_PTR ((void *)(uintptr_t)0x5a5a5a5a5a5a5a50ULL)
+#define SENTINEL_NUM  0xfeedfaceU
+#define SENTINEL_ID   0xabad1deaU
+#define SENTINEL_PTR  ((void *)(uintptr_t)0x5a5a5a5a5a5a5a50ULL)
 
 static apr_pool_t *conf_pool;
 static apr_pool_t *child_pool;
 static int mpm_is_ready;
 static const char *default_provider = "shm";
-static apr_array_header_t *post_config_ops;   /* const char * */
-static apr_array_header_t *child_init_ops;    /* const char * */
+static apr_array_header_t *post_config_ops; /* const char * */
+static apr_array_header_t *child_init_ops;  /* const char * */
 
 /* ------------------------------------------------------------------------
  * Answers: a growing text
@@ -192,7 +192,10 @@ static void answer_bytes(answer_t *a, const char *key,
 
 static const char *status_name(apr_status_t rv)
 {
-    static const struct { apr_status_t rv; const char *name; } names[] = {
+    static const struct {
+        apr_status_t rv;
+        const char *name;
+    } names[] = {
         { APR_SUCCESS, "APR_SUCCESS" },
         { APR_EINVAL, "APR_EINVAL" },
         { APR_NOTFOUND, "APR_NOTFOUND" },
@@ -239,9 +242,9 @@ static void answer_status(answer_t *a, apr_status_t rv)
 typedef struct {
     const char *name;
     apr_table_t *args;
-    apr_pool_t *pool;      /* gone when the operation is answered */
+    apr_pool_t *pool; /* gone when the operation is answered */
     answer_t *answer;
-    const char *error;     /* the test wrote nonsense */
+    const char *error; /* the test wrote nonsense */
 } op_t;
 
 static char *percent_decode(apr_pool_t *p, const char *text)
@@ -315,7 +318,10 @@ static const char *op_segment_name(op_t *op)
 
 static ap_slotmem_type_t op_type(op_t *op)
 {
-    static const struct { const char *name; ap_slotmem_type_t bit; } bits[] = {
+    static const struct {
+        const char *name;
+        ap_slotmem_type_t bit;
+    } bits[] = {
         { "persist", AP_SLOTMEM_TYPE_PERSIST },
         { "notmpsafe", AP_SLOTMEM_TYPE_NOTMPSAFE },
         { "pregrab", AP_SLOTMEM_TYPE_PREGRAB },
@@ -371,9 +377,8 @@ static unsigned char *op_bytes(op_t *op, size_t *length)
 static const ap_slotmem_provider_t *op_provider(op_t *op)
 {
     const char *name = op_text(op, "provider", default_provider);
-    const ap_slotmem_provider_t *provider
-        = ap_lookup_provider(AP_SLOTMEM_PROVIDER_GROUP, name,
-                             AP_SLOTMEM_PROVIDER_VERSION);
+    const ap_slotmem_provider_t *provider = ap_lookup_provider(
+        AP_SLOTMEM_PROVIDER_GROUP, name, AP_SLOTMEM_PROVIDER_VERSION);
 
     if (provider == NULL) {
         op->error = apr_psprintf(op->pool, "no slotmem provider %s", name);
@@ -506,8 +511,8 @@ static void do_provider(op_t *op)
     answer_string(op->answer, "member", p->name ? p->name : "(null)");
     answer_bool(op->answer, "complete",
                 p->doall && p->create && p->attach && p->dptr && p->get
-                && p->put && p->num_slots && p->num_free_slots
-                && p->slot_size && p->grab && p->release && p->fgrab);
+                    && p->put && p->num_slots && p->num_free_slots
+                    && p->slot_size && p->grab && p->release && p->fgrab);
 }
 
 static void do_create(op_t *op)
@@ -553,7 +558,7 @@ static void do_attach(op_t *op)
     answer_pointer(op->answer, "instance", instance);
     answer_bool(op->answer, "untouched",
                 instance == SENTINEL_PTR && size == size_before
-                && num == num_before);
+                    && num == num_before);
     answer_number(op->answer, "size", size);
     answer_number(op->answer, "num", num);
     if (rv == APR_SUCCESS) {
@@ -801,8 +806,9 @@ static apr_status_t doall_act(doall_t *d, unsigned int id)
     }
     if (strcmp(d->action, "free") == 0) {
         return d->provider->num_free_slots(d->instance)
-                   <= d->provider->num_slots(d->instance)
-            ? APR_SUCCESS : APR_EGENERAL;
+                       <= d->provider->num_slots(d->instance)
+                   ? APR_SUCCESS
+                   : APR_EGENERAL;
     }
     if (strcmp(d->action, "wait") == 0) {
         return wait_for_file(d->until, 60) ? APR_SUCCESS : APR_TIMEUP;
@@ -943,8 +949,9 @@ static int mapping_find(const void *address, range_t *range)
     }
     while (!found && fgets(range->line, sizeof range->line, maps)) {
         found = sscanf(range->line, "%" SCNxPTR "-%" SCNxPTR, &range->start,
-                       &range->end) == 2
-            && wanted >= range->start && wanted < range->end;
+                       &range->end)
+                    == 2
+                && wanted >= range->start && wanted < range->end;
     }
     fclose(maps);
     range->line[strcspn(range->line, "\n")] = '\0';
@@ -1033,7 +1040,7 @@ static unsigned int hammer_stop;
 static int hammer_goes_on(hammer_t *h)
 {
     return (h->ops == 0 || h->done + h->full + h->failed + h->timeup < h->ops)
-        && __atomic_load_n(&hammer_stop, __ATOMIC_RELAXED) == h->stop_seen;
+           && __atomic_load_n(&hammer_stop, __ATOMIC_RELAXED) == h->stop_seen;
 }
 
 static uint64_t hammer_random(hammer_t *h)
@@ -1079,7 +1086,7 @@ static void hammer_owner(void *data)
         }
         if (rv != APR_SUCCESS
             || (rv = h->provider->dptr(h->instance, id, &slot))
-                != APR_SUCCESS) {
+                   != APR_SUCCESS) {
             hammer_judge(h, "grab/dptr", rv);
             continue;
         }
@@ -1090,8 +1097,8 @@ static void hammer_owner(void *data)
         if (hammer_random(h) % 64 == 0) {
             sched_yield();
         }
-        if (__atomic_exchange_n((uint64_t *)slot, (uint64_t)0,
-                                __ATOMIC_ACQ_REL) != h->stamp) {
+        if (__atomic_exchange_n((uint64_t *)slot, (uint64_t)0, __ATOMIC_ACQ_REL)
+            != h->stamp) {
             h->double_owner++;
         }
         hammer_judge(h, "release", h->provider->release(h->instance, id));
@@ -1100,8 +1107,7 @@ static void hammer_owner(void *data)
 
 static int is_uniform(const unsigned char *bytes, size_t length)
 {
-    return length == 0
-        || memcmp(bytes, bytes + 1, length - 1) == 0;
+    return length == 0 || memcmp(bytes, bytes + 1, length - 1) == 0;
 }
 
 static void hammer_write(void *data)
@@ -1114,8 +1120,7 @@ static void hammer_write(void *data)
     }
     while (hammer_goes_on(h)) {
         uint64_t random = hammer_random(h);
-        unsigned int id = h->first
-            + (unsigned int)((random >> 8) % h->count);
+        unsigned int id = h->first + (unsigned int)((random >> 8) % h->count);
 
         memset(buffer, (int)(random & 0xff), h->length);
         hammer_judge(h, "put",
@@ -1133,8 +1138,8 @@ static void hammer_read(void *data)
         abort();
     }
     while (hammer_goes_on(h)) {
-        unsigned int id = h->first
-            + (unsigned int)((hammer_random(h) >> 8) % h->count);
+        unsigned int id =
+            h->first + (unsigned int)((hammer_random(h) >> 8) % h->count);
         apr_status_t rv = h->provider->get(h->instance, id, buffer, h->length);
 
         if (rv == APR_SUCCESS && !is_uniform(buffer, h->length)) {
@@ -1169,8 +1174,7 @@ static void hammer_mix(void *data)
     while (hammer_goes_on(h)) {
         uint64_t random = hammer_random(h);
         unsigned int grabbed;
-        unsigned int id = h->first
-            + (unsigned int)((random >> 8) % h->count);
+        unsigned int id = h->first + (unsigned int)((random >> 8) % h->count);
         const char *call = "";
         apr_status_t rv = APR_SUCCESS;
         apr_status_t fine = APR_SUCCESS;
@@ -1281,19 +1285,20 @@ static void do_hammer(op_t *op)
         h->provider = p;
         h->instance = instance;
         h->ops = ops;
-        h->stamp = ((uint64_t)getpid() << 24) + ((uint64_t)gettid() << 1) * 64
-            + i + 1;
+        h->stamp =
+            ((uint64_t)getpid() << 24) + ((uint64_t)gettid() << 1) * 64 + i + 1;
         h->random = 0x9e3779b97f4a7c15ULL * (h->stamp + 1) | 1;
         h->stop_seen = stop_seen;
         h->first = first;
         h->count = count ? count : p->num_slots(instance) - first;
         h->length = (size_t)op_number(op, "len", p->slot_size(instance));
-        h->run = strcmp(kind, "owner") == 0 ? hammer_owner
-               : strcmp(kind, "mix") == 0 ? hammer_mix
-               : strcmp(kind, "read") == 0 ? hammer_read
-               : strcmp(kind, "write") == 0 ? hammer_write
-               : strcmp(kind, "tear") != 0 ? NULL
-               : i & 1 ? hammer_read : hammer_write;
+        h->run = strcmp(kind, "owner") == 0   ? hammer_owner
+                 : strcmp(kind, "mix") == 0   ? hammer_mix
+                 : strcmp(kind, "read") == 0  ? hammer_read
+                 : strcmp(kind, "write") == 0 ? hammer_write
+                 : strcmp(kind, "tear") != 0  ? NULL
+                 : i & 1                      ? hammer_read
+                                              : hammer_write;
         if (h->run == NULL || h->count == 0) {
             op->error = "no such kind of hammer, or nothing to hammer";
             break;
@@ -1325,25 +1330,19 @@ static void do_stop(op_t *op)
  * Running an operation
  */
 
-static const struct { const char *name; void (*run)(op_t *); } operations[] = {
-    { "ping", do_ping },
-    { "provider", do_provider },
-    { "create", do_create },
-    { "attach", do_attach },
-    { "grab", do_grab },
-    { "fgrab", do_fgrab },
-    { "release", do_release },
-    { "dptr", do_dptr },
-    { "get", do_get },
-    { "put", do_put },
-    { "info", do_info },
-    { "doall", do_doall },
-    { "hold", do_hold },
-    { "read", do_read },
-    { "write", do_write },
-    { "mapping", do_mapping },
-    { "scribble", do_scribble },
-    { "hammer", do_hammer },
+static const struct {
+    const char *name;
+    void (*run)(op_t *);
+} operations[] = {
+    { "ping", do_ping },         { "provider", do_provider },
+    { "create", do_create },     { "attach", do_attach },
+    { "grab", do_grab },         { "fgrab", do_fgrab },
+    { "release", do_release },   { "dptr", do_dptr },
+    { "get", do_get },           { "put", do_put },
+    { "info", do_info },         { "doall", do_doall },
+    { "hold", do_hold },         { "read", do_read },
+    { "write", do_write },       { "mapping", do_mapping },
+    { "scribble", do_scribble }, { "hammer", do_hammer },
     { "stop", do_stop },
 };
 
@@ -1477,11 +1476,11 @@ static void stage_array(apr_pool_t *pool, const char *stage,
 static struct {
     pthread_mutex_t lock;
     pthread_t acceptor;
-    char path[sizeof ((struct sockaddr_un *)0)->sun_path];
+    char path[sizeof((struct sockaddr_un *)0)->sun_path];
     int listening;
     int wake[2];
     int stopping;
-    int open;                            /* connections, each a thread */
+    int open; /* connections, each a thread */
     int connection[MAX_CONNECTIONS];
 } control = { .lock = PTHREAD_MUTEX_INITIALIZER, .listening = -1 };
 
@@ -1551,7 +1550,8 @@ static void connection_start(int fd)
     pthread_attr_init(&detached);
     pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
     if (pthread_create(&thread, &detached, connection_thread,
-                       (void *)(intptr_t)slot) != 0) {
+                       (void *)(intptr_t)slot)
+        != 0) {
         abort();
     }
     pthread_attr_destroy(&detached);
@@ -1631,7 +1631,8 @@ static int control_listen(void)
                  control_dir(), (int)getpid(), generation())
             >= (int)sizeof control.path
         || snprintf(temporary, sizeof temporary, "%s/%d.tmp", control_dir(),
-                    (int)getpid()) >= (int)sizeof temporary) {
+                    (int)getpid())
+               >= (int)sizeof temporary) {
         errno = ENAMETOOLONG;
         return -1;
     }
@@ -1753,10 +1754,11 @@ static const char *add_create(cmd_parms *cmd, void *dummy, int argc,
     if (argc < 4 || argc > 5) {
         return "SlotmemTestCreate NAME ITEM_SIZE ITEM_NUM TYPE [HANDLE]";
     }
-    APR_ARRAY_PUSH(post_config_ops, const char *) =
-        apr_psprintf(cmd->pool, "create name=%s size=%s num=%s type=%s h=%s "
-                     "pool=conf", argv[0], argv[1], argv[2], argv[3],
-                     argc == 5 ? argv[4] : argv[0]);
+    APR_ARRAY_PUSH(post_config_ops, const char *) = apr_psprintf(
+        cmd->pool,
+        "create name=%s size=%s num=%s type=%s h=%s "
+        "pool=conf",
+        argv[0], argv[1], argv[2], argv[3], argc == 5 ? argv[4] : argv[0]);
     return NULL;
 }
 
@@ -1764,10 +1766,9 @@ static const char *add_attach(cmd_parms *cmd, void *dummy, const char *name,
                               const char *handle)
 {
     (void)dummy;
-    APR_ARRAY_PUSH(child_init_ops, const char *) =
-        apr_psprintf(cmd->pool, "attach name=%s pool=child h=%s", name,
-                     handle ? handle
-                            : apr_pstrcat(cmd->pool, "attach:", name, NULL));
+    APR_ARRAY_PUSH(child_init_ops, const char *) = apr_psprintf(
+        cmd->pool, "attach name=%s pool=child h=%s", name,
+        handle ? handle : apr_pstrcat(cmd->pool, "attach:", name, NULL));
     return NULL;
 }
 
@@ -1844,19 +1845,12 @@ static void register_hooks(apr_pool_t *p)
     stage_file(p, "register", 0);
     ap_hook_pre_config(slotmem_test_pre_config, NULL, NULL,
                        APR_HOOK_REALLY_FIRST);
-    ap_hook_post_config(slotmem_test_post_config, NULL, NULL,
-                        APR_HOOK_MIDDLE);
+    ap_hook_post_config(slotmem_test_post_config, NULL, NULL, APR_HOOK_MIDDLE);
     ap_hook_child_init(slotmem_test_child_init, after, NULL, APR_HOOK_MIDDLE);
     ap_hook_handler(slotmem_test_handler, NULL, NULL, APR_HOOK_FIRST);
 }
 
 module AP_MODULE_DECLARE_DATA slotmem_test_module = {
-    STANDARD20_MODULE_STUFF,
-    NULL,
-    NULL,
-    NULL,
-    NULL,
-    commands,
-    register_hooks,
+    STANDARD20_MODULE_STUFF, NULL, NULL, NULL, NULL, commands, register_hooks,
     AP_MODULE_FLAG_NONE
 };

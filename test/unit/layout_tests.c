@@ -42,8 +42,8 @@ static void assert_layout(apr_size_t size, unsigned int num)
 
         assert_true(l.level_off[k] >= end && l.level_off[k] % 64 == 0);
         assert_true(l.level_words[k] == words);
-        assert_true(l.level_pad[k] == (bits % 64 ? ~UINT64_C(0) << (bits % 64)
-                                                 : 0));
+        assert_true(l.level_pad[k]
+                    == (bits % 64 ? ~UINT64_C(0) << (bits % 64) : 0));
         end = l.level_off[k] + words * 8;
         bits = words;
     }
@@ -63,15 +63,49 @@ static void assert_layout(apr_size_t size, unsigned int num)
 static void test_layout_at_every_edge(void **state)
 {
     static const apr_size_t sizes[] = {
-        0, 1, 7, 8, 63, 64, 65, 1024, 16384, (apr_size_t)1 << 31,
-        (apr_size_t)1 << 32, (apr_size_t)1 << 62, ((apr_size_t)1 << 62) + 1,
-        ~(apr_size_t)0 / 2 - 4096, ~(apr_size_t)0 / 2, ~(apr_size_t)0 / 2 + 1,
-        ~(apr_size_t)0 - 1, ~(apr_size_t)0,
+        0,
+        1,
+        7,
+        8,
+        63,
+        64,
+        65,
+        1024,
+        16384,
+        (apr_size_t)1 << 31,
+        (apr_size_t)1 << 32,
+        (apr_size_t)1 << 62,
+        ((apr_size_t)1 << 62) + 1,
+        ~(apr_size_t)0 / 2 - 4096,
+        ~(apr_size_t)0 / 2,
+        ~(apr_size_t)0 / 2 + 1,
+        ~(apr_size_t)0 - 1,
+        ~(apr_size_t)0,
     };
     static const unsigned int nums[] = {
-        0, 1, 2, 63, 64, 65, 1023, 1024, 1025, 4095, 4096, 4097, 262143,
-        262144, 262145, 1u << 24, (1u << 24) + 1, 1u << 30, (1u << 30) + 1,
-        1u << 31, UINT_MAX - 64, UINT_MAX - 1, UINT_MAX,
+        0,
+        1,
+        2,
+        63,
+        64,
+        65,
+        1023,
+        1024,
+        1025,
+        4095,
+        4096,
+        4097,
+        262143,
+        262144,
+        262145,
+        1u << 24,
+        (1u << 24) + 1,
+        1u << 30,
+        (1u << 30) + 1,
+        1u << 31,
+        UINT_MAX - 64,
+        UINT_MAX - 1,
+        UINT_MAX,
     };
     size_t i, j;
 
@@ -90,8 +124,8 @@ static void test_layout_of_any_size(void **state)
 
     (void)state;
     for (i = 0; i < 100000; i++) {
-        unsigned int num = (unsigned int)(random_next(&random)
-                                          >> (32 + random % 32));
+        unsigned int num =
+            (unsigned int)(random_next(&random) >> (32 + random % 32));
         apr_size_t size = random_next(&random) >> (random % 64);
 
         assert_layout(size, num);
@@ -193,9 +227,9 @@ static void test_names(void **state)
     assert_string_equal(name_beside(pool, "file", ".1"), "file.1");
 }
 
-#define LAYOUT_TESTS                                                         \
-    cmocka_unit_test(test_layout_at_every_edge),                             \
-    cmocka_unit_test(test_layout_of_any_size),                               \
-    cmocka_unit_test(test_layout_of_16_million_slots),                       \
-    cmocka_unit_test(test_the_last_slot_of_4_billion),                       \
-    cmocka_unit_test(test_names)
+#define LAYOUT_TESTS                                                           \
+    cmocka_unit_test(test_layout_at_every_edge),                               \
+        cmocka_unit_test(test_layout_of_any_size),                             \
+        cmocka_unit_test(test_layout_of_16_million_slots),                     \
+        cmocka_unit_test(test_the_last_slot_of_4_billion),                     \
+        cmocka_unit_test(test_names)

@@ -99,8 +99,9 @@ static void *put_thread(void *data)
         apr_status_t rv;
 
         memset(bytes, (int)(random & 0xff), h->len);
-        rv = slotmem_put(h->s, h->first + (unsigned int)(random >> 8) % h->count,
-                         bytes, h->len);
+        rv =
+            slotmem_put(h->s, h->first + (unsigned int)(random >> 8) % h->count,
+                        bytes, h->len);
         h->done += rv == APR_SUCCESS;
         h->timeup += rv == APR_TIMEUP;
         wrong_if(h, rv != APR_SUCCESS && rv != APR_TIMEUP);
@@ -116,16 +117,16 @@ static void *get_thread(void *data)
 
     do {
         apr_uint64_t random = random_next(&h->random);
-        apr_status_t rv = slotmem_get(h->s, h->first + (unsigned int)(random >> 8)
-                                                       % h->count,
-                                      bytes, h->len);
+        apr_status_t rv =
+            slotmem_get(h->s, h->first + (unsigned int)(random >> 8) % h->count,
+                        bytes, h->len);
 
         wrong_if(h, rv == APR_SUCCESS && !is_uniform(bytes, h->len));
         h->done += rv == APR_SUCCESS;
         h->timeup += rv == APR_TIMEUP;
         h->refused += rv == APR_EINCOMPLETE;
         wrong_if(h, rv != APR_SUCCESS && rv != APR_TIMEUP
-                    && rv != APR_EINCOMPLETE);
+                        && rv != APR_EINCOMPLETE);
     } while (!hammer_over);
     free(bytes);
     return NULL;
@@ -201,9 +202,9 @@ static void *put_one_or_all_thread(void *data)
     one.count = 8;
     do {
         apr_uint64_t random = random_next(&h->random);
-        apr_status_t rv = put_byte(h->s, (unsigned int)(random % 4),
-                                   (int)(random & 0xff),
-                                   random % 3 ? one.len : h->len);
+        apr_status_t rv =
+            put_byte(h->s, (unsigned int)(random % 4), (int)(random & 0xff),
+                     random % 3 ? one.len : h->len);
 
         h->done += rv == APR_SUCCESS;
         h->timeup += rv == APR_TIMEUP;
@@ -554,7 +555,7 @@ static void die_in_span(void *data)
 {
     const death_t *d = data;
     span_t span;
-    unsigned char bytes[64] = {0};
+    unsigned char bytes[64] = { 0 };
 
     span_init(d->s, &span, d->id, 3 * 64 - 1);
     if (span_lock(d->s, &span) != APR_SUCCESS) {
@@ -621,9 +622,8 @@ static void span_child(void *data)
 
 static void test_no_kill_blocks_or_tears(void **state)
 {
-    static void (*const kinds[])(void *) = {
-        put_child, put_child, get_child, span_child
-    };
+    static void (*const kinds[])(void *) = { put_child, put_child, get_child,
+                                             span_child };
     ap_slotmem_instance_t *s = segment_new(64, 2, 0);
     apr_uint64_t random = 4711;
     pid_t pid[4];
@@ -739,7 +739,7 @@ static void test_a_snapshot_waits_for_a_writer_beside_a_torn_slot(void **state)
     after_death(&d, die_during_put, 1);
     assert_int_equal(get_byte(s, 5, 64), -APR_EINCOMPLETE);
     assert_true(s->locks[5].word & LOCK_TORN);
-    slot_snapshot(s, 5, bytes, &patience);       /* torn: as it stands */
+    slot_snapshot(s, 5, bytes, &patience); /* torn: as it stands */
     assert_int_equal(patience, 50);
     s->locks[5].word |= LOCK_HELD;
     slot_snapshot(s, 5 + STRIPES_MAX, bytes, &patience);
@@ -759,7 +759,8 @@ static void test_no_lock_word_leads_out_of_bounds(void **state)
 
     (void)state;
     for (i = 0; i < 3000; i++) {
-        unsigned int stripe = (unsigned int)(random_next(&random) % STRIPES_MAX);
+        unsigned int stripe =
+            (unsigned int)(random_next(&random) % STRIPES_MAX);
         apr_uint64_t writing = random_next(&random), end, id;
         apr_uint64_t word = random_next(&random) | LOCK_HELD;
 
@@ -815,25 +816,25 @@ static void test_whether_a_process_lives(void **state)
 #define TEARS_TEST cmocka_unit_test(test_the_hammer_sees_tears_with_notmpsafe),
 #endif
 
-#define LOCK_TESTS                                                           \
-    cmocka_unit_test(test_put_and_get),                                      \
-    cmocka_unit_test(test_get_never_sees_half_of_a_put),                     \
-    cmocka_unit_test(test_spans_do_not_tear),                                \
-    cmocka_unit_test(test_spans_do_not_wait_for_each_other),                 \
-    cmocka_unit_test(test_spans_beside_single_slots),                        \
-    cmocka_unit_test(test_lock_word_tells_its_owner),                        \
-    TEARS_TEST                                                               \
-    cmocka_unit_test(test_notmpsafe_with_the_callers_lock),                  \
-    cmocka_unit_test(test_a_put_that_died),                                  \
-    cmocka_unit_test(test_a_get_that_died_tears_nothing),                    \
-    cmocka_unit_test(test_a_mender_that_died),                               \
-    cmocka_unit_test(test_a_late_mender_changes_nothing),                    \
-    cmocka_unit_test(test_mending_makes_a_word_that_never_was),              \
-    cmocka_unit_test(test_a_span_that_died_waiting_tears_nothing),           \
-    cmocka_unit_test(test_a_span_that_died_writing),                         \
-    cmocka_unit_test(test_no_kill_blocks_or_tears),                          \
-    cmocka_unit_test(test_a_stopped_owner_costs_a_bounded_wait),             \
-    cmocka_unit_test(test_a_reused_pid_is_not_its_former_owner),             \
-    cmocka_unit_test(test_a_snapshot_waits_for_a_writer_beside_a_torn_slot), \
-    cmocka_unit_test(test_no_lock_word_leads_out_of_bounds),                 \
-    cmocka_unit_test(test_whether_a_process_lives)
+#define LOCK_TESTS                                                             \
+    cmocka_unit_test(test_put_and_get),                                        \
+        cmocka_unit_test(test_get_never_sees_half_of_a_put),                   \
+        cmocka_unit_test(test_spans_do_not_tear),                              \
+        cmocka_unit_test(test_spans_do_not_wait_for_each_other),               \
+        cmocka_unit_test(test_spans_beside_single_slots),                      \
+        cmocka_unit_test(test_lock_word_tells_its_owner),                      \
+        TEARS_TEST cmocka_unit_test(test_notmpsafe_with_the_callers_lock),     \
+        cmocka_unit_test(test_a_put_that_died),                                \
+        cmocka_unit_test(test_a_get_that_died_tears_nothing),                  \
+        cmocka_unit_test(test_a_mender_that_died),                             \
+        cmocka_unit_test(test_a_late_mender_changes_nothing),                  \
+        cmocka_unit_test(test_mending_makes_a_word_that_never_was),            \
+        cmocka_unit_test(test_a_span_that_died_waiting_tears_nothing),         \
+        cmocka_unit_test(test_a_span_that_died_writing),                       \
+        cmocka_unit_test(test_no_kill_blocks_or_tears),                        \
+        cmocka_unit_test(test_a_stopped_owner_costs_a_bounded_wait),           \
+        cmocka_unit_test(test_a_reused_pid_is_not_its_former_owner),           \
+        cmocka_unit_test(                                                      \
+            test_a_snapshot_waits_for_a_writer_beside_a_torn_slot),            \
+        cmocka_unit_test(test_no_lock_word_leads_out_of_bounds),               \
+        cmocka_unit_test(test_whether_a_process_lives)

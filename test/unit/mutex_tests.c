@@ -20,7 +20,7 @@
 typedef struct {
     const char *name;
     apr_lockmech_e mech;
-    int survives;     /* the death of its owner */
+    int survives; /* the death of its owner */
 } mechanism_t;
 
 static const mechanism_t mechanisms[] = {
@@ -43,7 +43,7 @@ static const mechanism_t mechanisms[] = {
 };
 
 typedef struct {
-    unsigned int plain;     /* changed under the mutex, and only there */
+    unsigned int plain; /* changed under the mutex, and only there */
     _Atomic unsigned int total;
     _Atomic int over;
     char lockfile[64];
@@ -51,8 +51,8 @@ typedef struct {
 
 static void mutex_reopen(const guarded_t *g)
 {
-    if (apr_global_mutex_child_init(&self.mutex, *g->lockfile ? g->lockfile
-                                                              : NULL, pool)
+    if (apr_global_mutex_child_init(&self.mutex,
+                                    *g->lockfile ? g->lockfile : NULL, pool)
         != APR_SUCCESS) {
         _exit(1);
     }
@@ -100,8 +100,9 @@ static void assert_mutex(const mechanism_t *m, guarded_t *g)
     memset(g, 0, sizeof(*g));
     apr_snprintf(g->lockfile, sizeof(g->lockfile), "/tmp/slotmem-unit-%d.lock",
                  (int)getpid());
-    assert_int_equal(apr_global_mutex_create(&self.mutex, g->lockfile, m->mech,
-                                             own), APR_SUCCESS);
+    assert_int_equal(
+        apr_global_mutex_create(&self.mutex, g->lockfile, m->mech, own),
+        APR_SUCCESS);
     for (i = 0; i < 3; i++) {
         pid[i] = child_start(count_child, g);
     }
@@ -153,5 +154,4 @@ static void test_every_mechanism_excludes_and_ends(void **state)
     munmap(g, sizeof(*g));
 }
 
-#define MUTEX_TESTS                                                          \
-    cmocka_unit_test(test_every_mechanism_excludes_and_ends)
+#define MUTEX_TESTS cmocka_unit_test(test_every_mechanism_excludes_and_ends)

@@ -30,7 +30,7 @@ apr_pool_t *ap_pglobal;
 ap_listen_rec *ap_listeners;
 
 static _Atomic unsigned int standin_warnings;
-static char standin_warning[1024];  /* the last one */
+static char standin_warning[1024]; /* the last one */
 
 void ap_log_error_(const char *file, int line, int module_index, int level,
                    apr_status_t status, const server_rec *s, const char *fmt,
@@ -79,9 +79,8 @@ void *ap_retained_data_create(const char *key, apr_size_t size)
     return apr_pcalloc(ap_pglobal, size);
 }
 
-apr_status_t ap_mutex_register(apr_pool_t *p, const char *type,
-                               const char *dir, apr_lockmech_e mech,
-                               apr_int32_t options)
+apr_status_t ap_mutex_register(apr_pool_t *p, const char *type, const char *dir,
+                               apr_lockmech_e mech, apr_int32_t options)
 {
     (void)p, (void)type, (void)dir, (void)mech, (void)options;
     return APR_SUCCESS;
@@ -104,11 +103,11 @@ apr_status_t ap_register_provider(apr_pool_t *p, const char *group,
     return APR_SUCCESS;
 }
 
-#define STANDIN_HOOK(name, type)                                             \
-    void ap_hook_##name(type *fn, const char *const *before,                 \
-                        const char *const *after, int order)                 \
-    {                                                                        \
-        (void)fn, (void)before, (void)after, (void)order;                    \
+#define STANDIN_HOOK(name, type)                                               \
+    void ap_hook_##name(type *fn, const char *const *before,                   \
+                        const char *const *after, int order)                   \
+    {                                                                          \
+        (void)fn, (void)before, (void)after, (void)order;                      \
     }
 STANDIN_HOOK(pre_config, ap_HOOK_pre_config_t)
 STANDIN_HOOK(post_config, ap_HOOK_post_config_t)

@@ -17,9 +17,8 @@
 /* The slot table: alone, hammered by threads, after deaths, after mischief.
  * Part of unit.c. */
 
-static const unsigned int table_sizes[] = {
-    1, 63, 64, 65, 4095, 4096, 4097, 262145
-};
+static const unsigned int table_sizes[] = { 1,    63,   64,   65,
+                                            4095, 4096, 4097, 262145 };
 #define TABLE_SIZES (sizeof(table_sizes) / sizeof(table_sizes[0]))
 
 static void test_grab_gives_the_lowest_slot(void **state)
@@ -78,8 +77,7 @@ static void test_no_slots_at_all(void **state)
  * finds 0 when it comes, and its own stamp when it goes.
  */
 
-static _Atomic apr_uint64_t *stamp_of(ap_slotmem_instance_t *s,
-                                      unsigned int id)
+static _Atomic apr_uint64_t *stamp_of(ap_slotmem_instance_t *s, unsigned int id)
 {
     return (_Atomic apr_uint64_t *)(void *)slot_at(s, id);
 }
@@ -92,14 +90,15 @@ static apr_uint64_t stamp_mine(const hammer_t *h)
 static void own(hammer_t *h, unsigned int id)
 {
     wrong_if(h, atomic_exchange_explicit(stamp_of(h->s, id), stamp_mine(h),
-                                         memory_order_relaxed) != 0);
+                                         memory_order_relaxed)
+                    != 0);
 }
 
 static void disown(hammer_t *h, unsigned int id)
 {
-    wrong_if(h, atomic_exchange_explicit(stamp_of(h->s, id), 0,
-                                         memory_order_relaxed)
-                != stamp_mine(h));
+    wrong_if(
+        h, atomic_exchange_explicit(stamp_of(h->s, id), 0, memory_order_relaxed)
+               != stamp_mine(h));
 }
 
 #define HELD_MAX 5
@@ -174,7 +173,7 @@ static void empty(ap_slotmem_instance_t *s)
 static void hammer_owners(unsigned int num, unsigned int used)
 {
     ap_slotmem_instance_t *s = segment_new(8, num, PREGRAB);
-    hammer_t sum = {0};
+    hammer_t sum = { 0 };
 
     fill(s, used);
     hammer_run(s, owner_thread, owner_thread, &sum, hammer_time);
@@ -213,7 +212,7 @@ static void test_threads_never_share_a_slot_at_the_brim(void **state)
 static void test_counting_beside_owners(void **state)
 {
     ap_slotmem_instance_t *s = segment_new(8, 4097, PREGRAB);
-    hammer_t sum = {0};
+    hammer_t sum = { 0 };
 
     (void)state;
     hammer_run(s, owner_thread, counter_thread, &sum, hammer_time);
@@ -251,7 +250,7 @@ static void test_the_hammer_sees_two_owners(void **state)
 {
     ap_slotmem_instance_t *s = segment_new(8, 64, PREGRAB);
     apr_time_t end = apr_time_now() + LIMIT;
-    hammer_t sum = {0};
+    hammer_t sum = { 0 };
 
     (void)state;
     do {
@@ -292,8 +291,7 @@ static void test_no_hint_hides_a_free_slot_for_good(void **state)
         fill(s, num);
         for (j = 0; j < 3; j++) {
             /* As if whoever released it died before it saw the hint. */
-            atomic_fetch_and(&s->level[0][places[j] / 64],
-                             ~bit_of(places[j]));
+            atomic_fetch_and(&s->level[0][places[j] / 64], ~bit_of(places[j]));
             hints_set_all(s);
             assert_int_equal(slotmem_num_free_slots(s), 1);
             assert_int_equal(slotmem_grab(s, &id), APR_SUCCESS);
@@ -449,8 +447,9 @@ static void *mischief_thread(void *data)
         apr_uint64_t value = random_next(&h->random);
 
         atomic_store_explicit(&h->s->level[k][w],
-                              value % 4 == 0 ? WORD_FULL
-                              : value % 4 == 1 ? 0 : value,
+                              value % 4 == 0   ? WORD_FULL
+                              : value % 4 == 1 ? 0
+                                               : value,
                               memory_order_relaxed);
         h->done++;
     } while (!hammer_over);
@@ -485,7 +484,7 @@ static void test_no_word_leads_out_of_bounds(void **state)
     (void)state;
     for (i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
         ap_slotmem_instance_t *s = segment_new(8, sizes[i], PREGRAB);
-        hammer_t sum = {0};
+        hammer_t sum = { 0 };
 
         hammer_run(s, victim_thread, mischief_thread, &sum, hammer_time);
         assert_int_equal(sum.wrong, 0);
@@ -550,16 +549,16 @@ static void test_doall_calls_back_into_the_provider(void **state)
     segment_free(s);
 }
 
-#define TABLE_TESTS                                                          \
-    cmocka_unit_test(test_grab_gives_the_lowest_slot),                       \
-    cmocka_unit_test(test_no_slots_at_all),                                  \
-    cmocka_unit_test(test_threads_never_share_a_slot),                       \
-    cmocka_unit_test(test_threads_never_share_a_slot_at_the_brim),           \
-    cmocka_unit_test(test_counting_beside_owners),                           \
-    cmocka_unit_test(test_the_hammer_sees_two_owners),                       \
-    cmocka_unit_test(test_no_hint_hides_a_free_slot_for_good),               \
-    cmocka_unit_test(test_release_clears_every_hint_above),                  \
-    cmocka_unit_test(test_hints_of_a_restored_table),                        \
-    cmocka_unit_test(test_no_kill_loses_a_slot),                             \
-    cmocka_unit_test(test_no_word_leads_out_of_bounds),                      \
-    cmocka_unit_test(test_doall_calls_back_into_the_provider)
+#define TABLE_TESTS                                                            \
+    cmocka_unit_test(test_grab_gives_the_lowest_slot),                         \
+        cmocka_unit_test(test_no_slots_at_all),                                \
+        cmocka_unit_test(test_threads_never_share_a_slot),                     \
+        cmocka_unit_test(test_threads_never_share_a_slot_at_the_brim),         \
+        cmocka_unit_test(test_counting_beside_owners),                         \
+        cmocka_unit_test(test_the_hammer_sees_two_owners),                     \
+        cmocka_unit_test(test_no_hint_hides_a_free_slot_for_good),             \
+        cmocka_unit_test(test_release_clears_every_hint_above),                \
+        cmocka_unit_test(test_hints_of_a_restored_table),                      \
+        cmocka_unit_test(test_no_kill_loses_a_slot),                           \
+        cmocka_unit_test(test_no_word_leads_out_of_bounds),                    \
+        cmocka_unit_test(test_doall_calls_back_into_the_provider)

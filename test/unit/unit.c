@@ -44,7 +44,7 @@
 #include <sys/wait.h>
 
 #define PREGRAB AP_SLOTMEM_TYPE_PREGRAB
-#define LIMIT apr_time_from_sec(120)   /* far beyond any wait that is bounded */
+#define LIMIT   apr_time_from_sec(120) /* far beyond any wait that is bounded */
 
 static apr_pool_t *pool;
 static apr_interval_time_t hammer_time = 150000;
@@ -115,13 +115,13 @@ static void assert_all_grabbable(ap_slotmem_instance_t *s)
  */
 
 static _Atomic int hammer_over;
-static _Atomic apr_uint64_t *wrong_anywhere;  /* shared with children */
+static _Atomic apr_uint64_t *wrong_anywhere; /* shared with children */
 
 typedef struct {
     ap_slotmem_instance_t *s;
-    unsigned int number;            /* of the thread */
+    unsigned int number; /* of the thread */
     apr_uint64_t random;
-    unsigned int first, count;      /* slots */
+    unsigned int first, count; /* slots */
     apr_size_t len;
     /* counted */
     apr_uint64_t done, full, refused, timeup, wrong;
@@ -168,8 +168,8 @@ static void hammer_run(ap_slotmem_instance_t *s, void *(*even)(void *),
         h[i].s = s;
         h[i].number = i;
         random_start(&h[i]);
-        assert_int_equal(pthread_create(&id[i], NULL, i & 1 ? odd : even,
-                                        &h[i]), 0);
+        assert_int_equal(
+            pthread_create(&id[i], NULL, i & 1 ? odd : even, &h[i]), 0);
     }
     apr_sleep(duration);
     hammer_over = 1;
@@ -251,9 +251,8 @@ static int unit_start(void **state)
     apr_pool_create(&pool, NULL);
     ap_pglobal = pool;
     process_note_self();
-    wrong_anywhere = mmap(NULL, sizeof(*wrong_anywhere),
-                          PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
-                          -1, 0);
+    wrong_anywhere = mmap(NULL, sizeof(*wrong_anywhere), PROT_READ | PROT_WRITE,
+                          MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     assert_ptr_not_equal(wrong_anywhere, MAP_FAILED);
     if (getenv("UNIT_MSEC")) {
         hammer_time = apr_time_from_msec(atoi(getenv("UNIT_MSEC")));
