@@ -243,8 +243,7 @@ struct ap_slotmem_instance_t {
     enum origin origin; /* what it began with, for people          */
     unsigned char digest[APR_MD5_DIGESTSIZE];
     int has_digest;                  /* the file bears this digest            */
-    unsigned int grown_from;         /* slots from here on were not stored    */
-    _Atomic unsigned int grown_left; /* so many of them are grabbed first  */
+    _Atomic unsigned int grown_left; /* so many unwritten slots go first   */
     ap_slotmem_instance_t *next;     /* in order of creation                  */
 };
 
@@ -607,14 +606,21 @@ static int table_fgrab(ap_slotmem_instance_t *s, unsigned int id)
  * place, for its owners to find and to claim with fgrab.  When it has grown,
  * there are new owners as well, and mod_proxy_balancer grabs for a new one
  * before it has looked for the old ones that stand after it in the
- * configuration.  So what has grown is given away first: else one member more
- * would push out the first one, that one the second, and all state was lost.
+ * configuration.  So as many slots as it has grown by are given away first
+ * from those that nobody ever wrote to: else one member more would push out
+ * the first one, that one the second, and all state was lost.  The lowest of
+ * them, so that nothing is cut off when the segment shrinks again.
  */
+static int all_zero(const unsigned char *bytes, apr_size_t len)
+{
+    return len == 0
+           || (bytes[0] == 0 && memcmp(bytes, bytes + 1, len - 1) == 0);
+}
+
 static void grown_note(ap_slotmem_instance_t *s, unsigned int stored_num)
 {
     if ((s->type & AP_SLOTMEM_TYPE_CLEARINUSE)
         && stored_num < s->layout.item_num) {
-        s->grown_from = stored_num;
         atomic_store_explicit(&s->grown_left, s->layout.item_num - stored_num,
                               memory_order_relaxed);
     }
@@ -630,8 +636,12 @@ static int grown_grab(ap_slotmem_instance_t *s, unsigned int *id)
         return 0;
     }
     atomic_store_explicit(&s->grown_left, left - 1, memory_order_relaxed);
-    for (i = s->grown_from; i < s->layout.item_num; i++) {
-        if (table_fgrab(s, i)) {
+    for (i = 0; i < s->layout.item_num; i++) {
+        const char *slot = s->slots + (apr_size_t)i * s->layout.item_size;
+
+        if (!table_used(s, i)
+            && all_zero((const unsigned char *)slot, s->layout.item_size)
+            && table_fgrab(s, i)) {
             *id = i;
             return 1;
         }
@@ -2309,12 +2319,6 @@ static void segment_wipe(ap_slotmem_instance_t *s)
     memset(s->slots, 0, s->layout.slots_len);
 }
 
-static int all_zero(const unsigned char *bytes, apr_size_t len)
-{
-    return len == 0
-           || (bytes[0] == 0 && memcmp(bytes, bytes + 1, len - 1) == 0);
-}
-
 /* The part of an image that a buffer holds goes to where it belongs. */
 static void image_take_slots(ap_slotmem_instance_t *s, apr_uint64_t off,
                              const unsigned char *bytes, apr_size_t len,
@@ -2597,11 +2601,11 @@ static void persist_restore(ap_slotmem_instance_t *s)
  * neither delay the stop for long nor replace what was stored after it: the
  * SIGKILL is waiting for it when the kernel lets go.
  */
-#define CHECKPOINT_PAUSE apr_time_from_sec(10)
-#define CHECKPOINT_EARLY                                                       \
-    apr_time_from_sec(1)        /* the hook comes about every
-                                     10 s: better one early than ten late   */
-#define CHECKPOINT_SHARE     50 /* of the time it took      */
+/* The monitor hook comes about every 10 s: better one checkpoint early than
+ * ten seconds late.  SHARE: so many times what the last one took. */
+#define CHECKPOINT_PAUSE     apr_time_from_sec(10)
+#define CHECKPOINT_EARLY     apr_time_from_sec(1)
+#define CHECKPOINT_SHARE     50
 #define CHECKPOINT_BYTES_SEC 65536
 #define CHECKPOINT_SLOW      apr_time_from_sec(300)
 #define CHECKPOINT_STOP_WAIT apr_time_from_sec(2)

@@ -18,7 +18,8 @@
 
 A balancer of ten members with BalancerPersist, changed in its manager as an
 administrator does it (members disabled and draining, load factors, a timeout),
-with ab on it all the time.  In each MPM
+with ab on it all the time.  Something is changed before each harm, so that
+what an older file holds does not do.  In each MPM
 
     TORTURE_RESTARTS  graceful restarts in a row                        (100)
     TORTURE_KILLS     kills of all processes at random instants, half of
@@ -59,7 +60,8 @@ class Torture:
     def __init__(self, module, mpm, backends, is_stock):
         self.urls, self.is_stock = backends.urls, is_stock
         self.random = random.Random(mpm)
-        self.settings = {}
+        self.settings = None
+        self.left = 0       # objects in /dev/shm of runs that were killed
         self.server = harness.Httpd(
             self.conf(MEMBERS), mpm=mpm, slotmem_module=module, consumer=None,
             modules=balancer.MODULES, loglevel="warn",
@@ -84,6 +86,15 @@ class Torture:
         self.manager.change_balancer(
             b_tmo=str(self.random.randrange(5, 60)))
         self.settings = self.look()
+
+    def change(self):
+        """Sets something that no file has yet."""
+        url = self.random.choice(self.urls[:MEMBERS])
+        old = self.settings[1][url][0]
+        new = self.random.choice([n for n in range(1, 90) if n != old])
+        self.manager.change(url, w_lf=str(new))
+        self.settings = self.look()
+        assert self.settings[1][url][0] == new
 
     def look(self):
         found = self.manager.balancer()
@@ -110,6 +121,7 @@ class Torture:
                 if load._process.poll() is not None:
                     load = stack.enter_context(balancer.Load(self.server,
                                                              clients=6))
+                self.change()
                 self.server.graceful(wait_old=False)
                 lost += self.lost()
         return lost
@@ -118,12 +130,17 @@ class Torture:
         lost = 0
         for turn in range(times):
             with balancer.Load(self.server, clients=6):
+                self.change()
                 time.sleep(self.random.random())
                 if turn % 2:
                     os.kill(self.server.pid, signal.SIGUSR1)
                     time.sleep(self.random.random() * 0.3)
                 self.server.kill_all()
             self.server.start()
+            left = self.server.leaked_shm() - self.server.shm_objects()
+            self.left += len(left)
+            for path in left:
+                os.unlink(path)
             lost += self.lost()
         return lost
 
@@ -131,7 +148,7 @@ class Torture:
         lost = 0
         for _ in range(times):
             with balancer.Load(self.server, clients=6):
-                self.set_up()
+                self.change()
                 self.wait_checkpoint()
                 self.server.kill_all()
             for path in self.server.leaked_shm():
@@ -162,6 +179,7 @@ class Torture:
             self.server.conf = self.conf(MEMBERS + 1 - turn % 2)
             self.server.write_config()
             with balancer.Load(self.server, clients=6):
+                self.change()
                 self.server.graceful(wait_old=False)
                 lost += self.lost()
         return lost
@@ -176,9 +194,9 @@ class Torture:
             say(f"  {self.server.mpm:8} {name:9} lost {result[name][0]} of "
                 f"{times} ({time.monotonic() - began:.0f} s)")
         self.server.stop()
-        left = len(self.server.leaked_shm())
-        say(f"  {self.server.mpm:8} left in /dev/shm: {left}")
-        result["left"] = left, 0
+        self.left += len(self.server.leaked_shm())
+        say(f"  {self.server.mpm:8} left in /dev/shm: {self.left}")
+        result["left"] = self.left, 0
         return result
 
 
