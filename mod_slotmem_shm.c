@@ -601,6 +601,12 @@ static int table_fgrab(ap_slotmem_instance_t *s, unsigned int id)
              & bit_of(id));
 }
 
+static int all_zero(const unsigned char *bytes, apr_size_t len)
+{
+    return len == 0
+           || (bytes[0] == 0 && memcmp(bytes, bytes + 1, len - 1) == 0);
+}
+
 /*
  * A CLEARINUSE segment comes back with every slot free and its content in
  * place, for its owners to find and to claim with fgrab.  When it has grown,
@@ -611,12 +617,6 @@ static int table_fgrab(ap_slotmem_instance_t *s, unsigned int id)
  * the first one, that one the second, and all state was lost.  The lowest of
  * them, so that nothing is cut off when the segment shrinks again.
  */
-static int all_zero(const unsigned char *bytes, apr_size_t len)
-{
-    return len == 0
-           || (bytes[0] == 0 && memcmp(bytes, bytes + 1, len - 1) == 0);
-}
-
 static void grown_note(ap_slotmem_instance_t *s, unsigned int stored_num)
 {
     if ((s->type & AP_SLOTMEM_TYPE_CLEARINUSE)
