@@ -1113,17 +1113,17 @@ static apr_status_t lock_wait(ap_slotmem_instance_t *s, unsigned int stripe,
 }
 
 /* Takes a stripe.  `writing` notes the slots about to be written, 0 for none;
- * *was is the word to go on from. */
+ * *was is the word to go on from, *w how long the call has waited already. */
 static apr_status_t slot_lock(ap_slotmem_instance_t *s, unsigned int stripe,
-                              apr_uint64_t writing, apr_uint64_t *was)
+                              apr_uint64_t writing, apr_uint64_t *was,
+                              wait_t *w)
 {
     slot_lock_t *lock = &s->locks[stripe];
     apr_uint64_t seen = atomic_load_explicit(&lock->word, memory_order_relaxed);
-    wait_t w = { 0 };
 
     for (;;) {
         if (seen & LOCK_HELD) {
-            apr_status_t rv = lock_wait(s, stripe, seen, &w);
+            apr_status_t rv = lock_wait(s, stripe, seen, w);
             if (rv != APR_SUCCESS) {
                 return rv;
             }
@@ -1169,7 +1169,8 @@ static apr_status_t slot_write(ap_slotmem_instance_t *s, unsigned int id,
 {
     unsigned int stripe = stripe_of(id);
     apr_uint64_t was;
-    apr_status_t rv = slot_lock(s, stripe, writing_word(id, 1), &was);
+    wait_t w = { 0 };
+    apr_status_t rv = slot_lock(s, stripe, writing_word(id, 1), &was, &w);
 
     if (rv != APR_SUCCESS) {
         return rv;
@@ -1225,7 +1226,7 @@ static apr_status_t slot_read(ap_slotmem_instance_t *s, unsigned int id,
     }
 
     /* Holds the writers off for the time of one copy. */
-    rv = slot_lock(s, stripe, 0, &word);
+    rv = slot_lock(s, stripe, 0, &word, &w);
     if (rv != APR_SUCCESS) {
         return rv;
     }
@@ -1307,11 +1308,12 @@ static void span_unlock(ap_slotmem_instance_t *s, const span_t *span,
 static apr_status_t span_lock(ap_slotmem_instance_t *s, span_t *span)
 {
     unsigned int stripe;
+    wait_t w = { 0 }; /* one patience for all: the whole call is bounded */
     apr_status_t rv;
 
     for (stripe = 0; stripe < s->layout.stripes; stripe++) {
         if (span_has(s, span, stripe)) {
-            rv = slot_lock(s, stripe, 0, &span->was[stripe]);
+            rv = slot_lock(s, stripe, 0, &span->was[stripe], &w);
             if (rv != APR_SUCCESS) {
                 span_unlock(s, span, stripe);
                 return rv;
@@ -2601,6 +2603,7 @@ static void persist_restore(ap_slotmem_instance_t *s)
  * neither delay the stop for long nor replace what was stored after it: the
  * SIGKILL is waiting for it when the kernel lets go.
  */
+
 /* The monitor hook comes about every 10 s: better one checkpoint early than
  * ten seconds late.  SHARE: so many times what the last one took. */
 #define CHECKPOINT_PAUSE     apr_time_from_sec(10)
@@ -3084,8 +3087,8 @@ static apr_status_t marker_open(const char *path, apr_pool_t *p)
     if (fd < 0) {
         return errno;
     }
-    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_uid != geteuid()
-        || (st.st_mode & 0077)) {
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_nlink != 1
+        || st.st_uid != geteuid() || (st.st_mode & 0077)) {
         close(fd);
         return APR_EACCES;
     }

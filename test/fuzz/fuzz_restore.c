@@ -34,7 +34,6 @@
  * the segment's memory, the slack behind the slots included.  run.sh makes
  * the module's chunks of 256 bytes, so that small files have several.
  */
-#define _GNU_SOURCE
 #include "apr_file_io.h"
 
 /* The file is in memory: real ones would be most of the work. */

@@ -321,7 +321,8 @@ static void die_during_put(void *data)
     apr_uint64_t was;
 
     memset(bytes, 0xdd, sizeof(bytes));
-    if (slot_lock(d->s, stripe_of(d->id), writing_word(d->id, 1), &was)
+    if (slot_lock(d->s, stripe_of(d->id), writing_word(d->id, 1), &was,
+                  &(wait_t){ 0 })
         != APR_SUCCESS) {
         _exit(1);
     }
@@ -339,7 +340,8 @@ static void die_during_get(void *data)
     const death_t *d = data;
     apr_uint64_t was;
 
-    if (slot_lock(d->s, stripe_of(d->id), 0, &was) != APR_SUCCESS) {
+    if (slot_lock(d->s, stripe_of(d->id), 0, &was, &(wait_t){ 0 })
+        != APR_SUCCESS) {
         _exit(1);
     }
     raise(SIGKILL);
@@ -524,7 +526,8 @@ static void hold_until_killed(void *data)
     const death_t *d = data;
     apr_uint64_t was;
 
-    if (slot_lock(d->s, stripe_of(d->id), 0, &was) != APR_SUCCESS) {
+    if (slot_lock(d->s, stripe_of(d->id), 0, &was, &(wait_t){ 0 })
+        != APR_SUCCESS) {
         _exit(1);
     }
     raise(SIGSTOP);
@@ -665,7 +668,8 @@ static void stop_during_put(void *data)
     apr_uint64_t was;
 
     memset(bytes, 0xee, sizeof(bytes));
-    if (slot_lock(d->s, stripe_of(d->id), writing_word(d->id, 1), &was)
+    if (slot_lock(d->s, stripe_of(d->id), writing_word(d->id, 1), &was,
+                  &(wait_t){ 0 })
         != APR_SUCCESS) {
         _exit(1);
     }
