@@ -680,7 +680,7 @@ class Httpd:
             return [pid for pid, gen in self._control()
                     if generation is None or gen == generation]
         return [pid for pid in self.processes()
-                if process_stat(pid) and process_stat(pid)[1] == self.pid]
+                if (process_stat(pid) or ("", 0))[1] == self.pid]
 
     def processes(self):
         """pids of everything alive in the server's session."""

@@ -107,10 +107,10 @@ spin -a "$@" "$model.pml" > report 2>&1 \
     && ${CC:-gcc} -O0 -w $flags -DCOLLAPSE -DVECTORSZ=512 -o pan pan.c >> report 2>&1 \
     && ./pan -m1000000 $options > report 2>&1
 states=$(sed -n 's/^ *\([0-9][0-9]*\) states, stored.*/\1/p' report)
-error=$(sed -n 's/^pan:1: \(.\{1,50\}\).*/\1/p' report)
+error=$(sed -n 's/^pan:1: \(.*\) (at depth [0-9]*).*/\1/p' report | cut -c1-50)
 if grep -q 'errors: 0' report && ! grep -q 'max search depth\|out of memory\|Search not completed' report; then
     found=holds
-elif [ -n "$error" ] && ! echo "$error" | grep -q 'out of memory\|depth'; then
+elif [ -n "$error" ] && ! echo "$error" | grep -q 'out of memory\|search depth'; then
     found=caught
 else
     found=broken
