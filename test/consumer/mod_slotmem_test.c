@@ -201,6 +201,7 @@ static const char *status_name(apr_status_t rv)
         { APR_NOTFOUND, "APR_NOTFOUND" },
         { APR_ENOSHMAVAIL, "APR_ENOSHMAVAIL" },
         { APR_TIMEUP, "APR_TIMEUP" },
+        { APR_EINCOMPLETE, "APR_EINCOMPLETE" },
         { APR_ENOTIMPL, "APR_ENOTIMPL" },
         { APR_EGENERAL, "APR_EGENERAL" },
         { APR_ENOPOOL, "APR_ENOPOOL" },
