@@ -1758,7 +1758,7 @@ typedef struct {
     unsigned int patience; /* left, with slots being written */
 } sink_t;
 
-/* Room for `n` slots of the table as read at one moment. */
+/* The in-use table as the file will have it. */
 typedef struct {
     apr_uint64_t *words;
     apr_size_t count;
@@ -1905,7 +1905,7 @@ static apr_status_t image_emit(const ap_slotmem_instance_t *s, const used_t *u,
     return guarded(image_emit_unguarded, &r);
 }
 
-/* When the segment was stored is told to all, and matters to none. */
+/* When the segment was stored, for status and for orphan_is_outdated. */
 static apr_status_t stored_note_unguarded(void *ctx)
 {
     ((ap_slotmem_instance_t *)ctx)->header->stored =
@@ -2906,7 +2906,8 @@ typedef struct {
     apr_size_t item_size;
     unsigned int item_num;
     unsigned char run[SLOTMEM_SHM_RUN_LEN];
-    int gone; /* removed from the system */
+    int gone;          /* removed from the system */
+    apr_time_t stored; /* says its header: any number */
     memory_t memory;
     ap_slotmem_instance_t *s; /* laid over its memory; NULL: not mapped */
 } orphan_t;
@@ -3145,10 +3146,12 @@ static char *marker_text(apr_pool_t *p)
     return text;
 }
 
-/* Is that the header of the segment that the marker lists? */
+/* Is that the header of the segment that the marker lists?  What else is asked
+ * of it is read here, under the guard, since children of the killed run may
+ * still be there to take its pages away. */
 static apr_status_t orphan_check_unguarded(void *ctx)
 {
-    const orphan_t *o = ctx;
+    orphan_t *o = ctx;
     struct slotmem_shm_header *h =
         header_at(apr_shm_baseaddr_get(o->memory.shm));
     ap_slotmem_type_t type = 0;
@@ -3156,6 +3159,7 @@ static apr_status_t orphan_check_unguarded(void *ctx)
     apr_status_t rv = header_check(h, o->memory.size - SLOTMEM_SHM_ALIGN,
                                    o->run, &found, &type);
 
+    o->stored = rv == APR_SUCCESS ? (apr_time_t)h->stored : 0;
     return rv == APR_SUCCESS && type == o->type
                    && found.item_size == o->item_size
                    && found.item_num == o->item_num
@@ -3204,10 +3208,9 @@ static apr_status_t orphan_map(orphan_t *o, apr_pool_t *p)
 static int orphan_is_outdated(const orphan_t *o, apr_time_t noted,
                               apr_pool_t *p)
 {
-    apr_time_t last = (apr_time_t)o->s->header->stored;
+    apr_time_t last = o->stored > noted ? o->stored : noted;
     apr_finfo_t info;
 
-    last = last > noted ? last : noted;
     return apr_stat(&info, o->s->store, APR_FINFO_MTIME, p) == APR_SUCCESS
            && info.mtime - STORED_SINCE > last;
 }
@@ -3618,7 +3621,8 @@ static void marker_end(int exiting, int left)
 
 /* ==================== provider calls ==================== */
 
-/* Which processes can still get a segment that has no name. */
+/* Not in the pass that only checks the configuration, when httpd starts: what
+ * it makes is gone before the server runs. */
 static int runs_for_real(void)
 {
     return ap_state_query(AP_SQ_MAIN_STATE) != AP_SQ_MS_CREATE_PRE_CONFIG;
