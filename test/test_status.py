@@ -31,6 +31,7 @@ import time
 import pytest
 
 import httpd as harness
+import sharedmem
 
 BALANCER = """
 <Proxy balancer://app>
@@ -234,6 +235,7 @@ def test_says_that_another_httpd_has_the_directory(httpd):
     second.stop()
 
 
+@sharedmem.only_posix("shared memory is not in /dev/shm here")
 def test_says_that_memory_has_no_name(httpd):
     """With a full /dev/shm the server runs, but a kill would cost more."""
     server = httpd(STORY, modules=["status"], start=False, env={
