@@ -134,7 +134,9 @@ static inline uint64_t slotmem_shm_trailer_size(unsigned int item_num)
  * first multiple of SLOTMEM_SHM_ALIGN in the memory that APR hands out, and
  * everything else at fixed distances from it:
  *
- *     header | in-use words, by level | slot locks | torn words | slots | slack
+ *     header | in-use table | slot locks, torn marks | slots | slack
+ *
+ * (slotmem_table.h and slotmem_locks.h draw the second and the third.)
  *
  * Each part begins at a multiple of SLOTMEM_SHM_ALIGN; the slots are exactly
  * item_size apart, and SLOTMEM_SHM_SLACK bytes at least follow the last one.
@@ -144,7 +146,7 @@ static inline uint64_t slotmem_shm_trailer_size(unsigned int item_num)
  */
 #define SLOTMEM_SHM_ALIGN   64u
 #define SLOTMEM_SHM_SLACK   64u
-#define SLOTMEM_SHM_VERSION 1u
+#define SLOTMEM_SHM_VERSION 2u
 #define SLOTMEM_SHM_RUN_LEN 16u
 
 /* "slotmem1" read as a 64-bit number; written last, so that it is only there
