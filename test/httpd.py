@@ -122,8 +122,11 @@ def consumer_module():
 def build_module(source, *flags):
     """Builds a module for tests with apxs under BUILD; returns it."""
     name = os.path.splitext(os.path.basename(source))[0]
-    with open(source, "rb") as text:
-        digest = hashlib.sha256(text.read() + repr((APXS, flags)).encode())
+    digest = hashlib.sha256(repr((APXS, flags)).encode())
+    for path in [source] + sorted(glob.glob(os.path.join(TOP, "include",
+                                                         "*.h"))):
+        with open(path, "rb") as text:
+            digest.update(text.read())
     folder = os.path.join(BUILD, name)
     stamp = os.path.join(folder, "built")
     built = os.path.join(folder, ".libs", name + ".so")
