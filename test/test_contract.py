@@ -427,7 +427,8 @@ def test_second_child_may_not_ask_for_more_than_the_first_created(server):
 @pytest.mark.only_ours("the stock module unlinks it when its maker ends")
 def test_segment_made_at_run_time_outlives_its_maker(httpd, target):
     """Children end all the time; httpd starts others in their place."""
-    server = httpd(target=target, conf="MaxConnectionsPerChild 10")
+    server = httpd(target=target, conf="MaxConnectionsPerChild 10",
+                   may_end=True)
     maker = server.slotmem(server.children()[0])
     assert maker.create("late", 64, 4, PREGRAB).ok
     assert maker.grab("late").ok and maker.put("late", 0, b"kept").ok

@@ -21,6 +21,7 @@ the parent stores, restarts and stops in good order, and no other segment is
 touched.
 """
 
+import concurrent.futures
 import hashlib
 import os
 import pwd
@@ -59,7 +60,8 @@ def begin(factory, options, conf=CONF, **more):
     server = factory(hostile.attacker_conf() + hostile.canary_conf() + conf,
                      **{**options, **more})
     server.allow_log(hostile.EXPECTED_LOG)
-    hostile.canary_set(server)
+    if server.process is not None:
+        hostile.canary_set(server)
     return server
 
 
@@ -418,24 +420,49 @@ def test_planted_segments_are_in_bounds_for_a_sibling(httpd, watched):
 @sharedmem.only_posix("a key's number is not known before there is a file")
 def test_parent_makes_its_own_where_an_attacker_was_first(httpd, guarded):
     """The next generation's names can be foretold, and the run's identity is
-    in every header: the parent must neither use nor believe such an object."""
-    server = begin(httpd, guarded)
-    attacker, _ = attack(server)
-    where = attacker.range("seg")
-    for name in ("seg", "plain", "early"):
-        attacker.plant(server.shm_path(name, server.generation + 1),
-                       where.start, where.length)
-    early = server.shm_path("early", server.generation + 1)
+    in every header: the parent must neither use nor believe such an object.
+
+    The parent is held in post_config just before it makes its segments: what
+    lay there earlier would have been swept away, and show nothing.
+    """
+    server = begin(httpd, guarded, start=False,
+                   conf="SlotmemTestPostConfig hold until=${ROOT}/htdocs/go\n"
+                        + CONF)
+    gate = os.path.join(server.root, "htdocs", "go")
+    with open(gate, "w"):
+        pass
+    server.start()
+    hostile.canary_set(server)
+    names = {name: server.shm_path(name, server.generation + 1)
+             for name in ("seg", "plain", "early")}
     server.at_stage("post_config", harness.op_line("attach", name="early"))
     try:
-        server.graceful()
+        with server.held_request() as pid, \
+                concurrent.futures.ThreadPoolExecutor(1) as pool:
+            attacker = hostile.Attacker(server, pid)
+            where = attacker.range("seg")
+            os.unlink(gate)
+            os.unlink(gate + ".reached")
+            restart = pool.submit(server.graceful, wait_old=False)
+            try:
+                harness.wait_for(lambda: os.path.exists(gate + ".reached"),
+                                 "the parent to be about to make its segments")
+                for path in names.values():
+                    attacker.plant(path, where.start, where.length)
+            finally:
+                with open(gate, "w"):
+                    pass
+                old = restart.result()
+        server.wait_gone(old)
         assert not server.stage("post_config")[-1].ok
         for name in ("seg", "plain"):
-            assert sharedmem.owner(server.shm_path(name)) == 0
+            assert os.stat(names[name]).st_uid == 0
+        assert server.slotmem().info("seg").num_slots == NUM
+        assert server.slotmem().info("plain").num_slots == SMALL
         hostile.canary_check(server)
     finally:
-        if os.path.exists(early):
-            os.unlink(early)
+        if os.path.exists(names["early"]):
+            os.unlink(names["early"])
 
 
 class Shortener(threading.Thread):

@@ -52,6 +52,28 @@ def files(server):
     return sorted(os.listdir(server.run_dir))
 
 
+@pytest.mark.parametrize("slotmem_first", [False, True])
+def test_server_that_has_detached_stores_at_a_stop(httpd, mpm, slotmem_first):
+    """As administrators start it.  The parent gets another number while it
+    configures, before or after the module has first noted it, and a module
+    that minds the old number takes the parent for a child: nothing would be
+    stored, at a stop or a restart, and its objects would stay."""
+    server = httpd(ONE, mpm=mpm, detached=True, slotmem_first=slotmem_first)
+    for restart in server.graceful, server.restart:
+        text = restart.__name__.encode().ljust(16, b".")
+        write_seg(server, text, slot=1)
+        restart()
+        assert seg_text(server, slot=1) == text
+        assert server.slotmem().release("seg", 1).ok
+    write_seg(server, b"at the stop", slot=2)
+    server.stop()
+    assert storedfile.read(server.persist_path("seg"))[8 + 128:].startswith(
+        b"at the stop")
+    assert not server.leaked_shm()
+    server.start()
+    assert seg_text(server, slot=2) == b"at the stop"
+
+
 # ---------------------------------------------------------------------------
 # The same bytes as the stock module's
 # ---------------------------------------------------------------------------

@@ -304,9 +304,13 @@ def fail_to_start(server, conf):
     return said
 
 
-@pytest.mark.parametrize("how", ["syntax", "port", "post_config"])
+@pytest.mark.parametrize("how", ["syntax", "port", "post_config", "last"])
 def test_start_that_fails_after_a_kill_loses_nothing(httpd, how):
-    """The administrator mends the configuration; the state is there."""
+    """The administrator mends the configuration; the state is there.
+
+    The start that fails last has made every segment out of the old run's
+    memory, has removed that, and ends as a stop does: the others have touched
+    nothing yet."""
     server = httpd(CONF, consumer="after")
     for _ in range(2):
         server.graceful()
@@ -324,9 +328,12 @@ def test_start_that_fails_after_a_kill_loses_nothing(httpd, how):
                        f"{libexec}/mod_socache_shmcb.so\n"
                        f"LoadModule ssl_module {libexec}/mod_ssl.so\n"
                        "<VirtualHost *:*>\nSSLEngine on\n</VirtualHost>\n",
+        "last": "SlotmemTestFailStart\n",
     }[how]
     for _ in range(2):
-        fail_to_start(server, text)
+        said = fail_to_start(server, text)
+        made = [answer.ok for answer in server.stage("post_config")]
+        assert all(made) and bool(made) == (how == "last"), said
     busy.close()
     server.start()
     check_taken(server, b"newest")
