@@ -552,11 +552,12 @@ static int platform_sysv_id(const char *key)
 /* A shared memory object that is open, and not yet mapped. */
 typedef struct {
     enum platform_shm kind;
-    int fd;        /* POSIX, file                                    */
-    int shmid;     /* System V                                       */
-    uint64_t size; /* bytes, as the kernel says                      */
-    size_t header; /* where struct slotmem_shm_header begins         */
-    pid_t creator; /* System V: who made it                          */
+    int fd;                 /* POSIX, file                                    */
+    int shmid;              /* System V                                       */
+    uint64_t size;          /* bytes, as the kernel says                      */
+    size_t header;          /* where struct slotmem_shm_header begins         */
+    pid_t creator;          /* System V: who made it                          */
+    unsigned long attached; /* System V: mappings there are          */
 } platform_object_t;
 
 /* APR's size_t comes first, and the header at the next multiple; a System V
@@ -585,6 +586,7 @@ static int platform_sysv_stat(platform_object_t *o, int id, uid_t uid)
     o->shmid = id;
     o->size = (uint64_t)ds.shm_segsz;
     o->creator = (pid_t)ds.shm_cpid;
+    o->attached = (unsigned long)ds.shm_nattch;
     return 0;
 }
 
@@ -805,6 +807,81 @@ static void platform_create_failed(const char *key)
     if (rv == 0) {
         platform_object_close(&o);
     }
+}
+
+/*
+ * apr_shm_create() under `key` answered EEXIST.  Removes what is in the way,
+ * if it may be removed, and answers 1 when to try again is worthwhile.
+ * `ours`: the key is a relative name's, in a runtime directory that is ours
+ * alone, and no process of this run uses the name.  Of an absolute name only
+ * what nobody can be using is removed.
+ *
+ *     a POSIX object, a mapped file     if `ours`
+ *     a key file without a segment      always: the machine booted, or whoever
+ *                                       made it died in between
+ *     a segment of this user            if `ours`; or if nobody has it mapped
+ *                                       and it bears our magic: a dead run's
+ *     somebody else's segment           never the segment.  ftok() makes a
+ *                                       number of 16 bits of the inode and 8
+ *                                       of the path, so two key files may
+ *                                       share it, and APR's own removal would
+ *                                       take, say, a database's memory.  A key
+ *                                       file with another inode has another
+ *                                       number, so ours is removed, and *hold
+ *                                       keeps its inode from being used again
+ *                                       until the caller has tried and closed
+ *                                       it (-1: there is nothing to close).
+ */
+static int platform_name_clear(const char *key, int ours, int *hold)
+{
+    platform_object_t o;
+    uint64_t magic = 0;
+    struct stat st;
+    int fd, id, rv, free = ours;
+
+    *hold = -1;
+    rv = platform_posix_open(key, geteuid(), &fd, &st);
+    if (rv == 0) {
+        close(fd);
+    }
+    if (rv != ENOENT) {
+        if (ours) {
+            platform_posix_unlink(key);
+        }
+        return ours;
+    }
+    rv = platform_file_open(key, O_RDONLY, geteuid(), &fd, &st);
+    if (rv != 0) {
+        /* Nothing any more, or something else that was planted. */
+        return rv == ENOENT || (ours && unlink(key) == 0);
+    }
+    if (st.st_size > (off_t)sizeof(size_t)) {
+        close(fd);
+        return ours && unlink(key) == 0;
+    }
+    id = platform_sysv_id(key);
+    if (id < 0) {
+        free = 1;
+    }
+    else if ((rv = platform_sysv_stat(&o, id, geteuid())) != 0) {
+        free = 1;
+        *hold = fd;
+    }
+    else {
+        free = ours
+               || (o.attached == 0
+                   && platform_object_read(&o, o.header, &magic, sizeof(magic))
+                          == 0
+                   && magic == SLOTMEM_SHM_MAGIC);
+        if (free) {
+            shmctl(o.shmid, IPC_RMID, NULL);
+        }
+    }
+    free = free && unlink(key) == 0;
+    if (*hold < 0) {
+        close(fd);
+    }
+    return free;
 }
 
 /* -- what children made, and runs that were killed left -- */

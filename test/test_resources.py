@@ -258,8 +258,9 @@ def test_server_without_segments_leaves_nothing(httpd):
                 if "slotmem" in name]
 
 
-def test_five_thousand_segments_start_die_and_come_back(httpd, request):
-    count = 5000
+def test_thousands_of_segments_start_die_and_come_back(httpd, request):
+    # Of System V segments Linux has 4096, on the whole machine.
+    count = 5000 if sharedmem.kind() == "posix" else 1500
     # In memory, for it is not the disk that is tried here.
     root = tempfile.mkdtemp(prefix="slotmem-", dir="/dev/shm")
     request.addfinalizer(lambda: shutil.rmtree(root))
@@ -335,6 +336,7 @@ def test_names_with_slashes_stay_segments_of_their_own(httpd):
                       "failed; .*Check that the directory exists")
     server.allow_log("AH02334: .*cannot store (a//b|x/../y|<script>.*): "
                      "creating ")
+    server.allow_nameless()
     server.start()
     sm = server.slotmem(server.children()[0])
     for i, name in enumerate(names):
@@ -360,6 +362,7 @@ def test_names_of_any_length_start(httpd):
                       ".*it is not stored: .* A shorter name helps")
     server.expect_log("name of 9000 characters.* will not outlive a kill")
     server.allow_log("characters, .n{60}.*, makes a path longer")
+    server.allow_nameless()
     server.start()
     sm = server.slotmem(server.children()[0])
     for i in range(len(names)):
@@ -455,6 +458,7 @@ def test_runtime_directory_that_cannot_be_written(httpd):
     server.expect_log(r"cannot use \S+/slotmem-shm.run; .*Check owner and "
                       "permissions of the runtime directory")
     server.expect_log("AH02334: .*cannot store seg: creating .* failed")
+    server.allow_nameless()
     server.start()
     use(server)
     server.graceful()

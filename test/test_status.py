@@ -425,7 +425,9 @@ def test_readers_of_today_read_the_same(httpd):
              "ServerVersion: Apache/x", "ProxyBalancer[0]Worker[0]Busy"]
     server = httpd(modules=["status"], conf="ExtendedStatus On\n" + "\n".join(
         f"SlotmemTestCreate {harness.quote_name(name)} 8 4 0"
-        for name in fakes + ["n" * 3000]))
+        for name in fakes + ["n" * 3000]), start=False)
+    server.allow_nameless()
+    server.start()
     text = server.get("/server-status?auto")[1]
     ours = text.index("\nSlotmem")
     without = text[:ours] + "\n"

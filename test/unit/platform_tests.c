@@ -365,6 +365,104 @@ test_what_is_no_leftover_of_apr_stays_after_a_failed_create(void **state)
     unlink(key);
 }
 
+/* -- a name that is taken -- */
+
+static int clear(const char *key, int ours)
+{
+    int hold, rv = platform_name_clear(key, ours, &hold);
+
+    if (hold >= 0) {
+        close(hold);
+    }
+    return rv;
+}
+
+static void test_a_key_file_without_a_segment_is_cleared(void **state)
+{
+    const char *key = in_folder("booted");
+
+    (void)state;
+    touch(key, sizeof(size_t));
+    assert_int_equal(clear(key, 0), 1);
+    assert_false(exists(key));
+}
+
+static void test_what_another_server_uses_is_not_cleared(void **state)
+{
+    const char *key = in_folder("used");
+
+    (void)state;
+    make(key, run_a);
+    assert_int_equal(clear(key, 0), 0);
+    assert_true(shm_exists(key));
+    assert_int_equal(clear(key, 1), 1);
+    assert_false(shm_exists(key));
+    assert_false(exists(key));
+    apr_pool_clear(pool);
+}
+
+static int make_ours_and_die(void *arg)
+{
+    make(arg, run_b);
+    return 0;
+}
+
+static void
+test_what_a_dead_run_left_is_cleared_where_that_can_be_told(void **state)
+{
+    char *key = (char *)(intptr_t)in_folder("left");
+
+    (void)state;
+    assert_int_equal(in_child(make_ours_and_die, key), 0);
+    assert_int_equal(clear(key, 0), platform_shm_kind() == PLATFORM_SHM_SYSV);
+    clear(key, 1);
+    assert_false(shm_exists(key));
+    assert_false(exists(key));
+    apr_pool_clear(pool);
+}
+
+static int make_under_number(void *arg)
+{
+    /* An owner that nobody else here has. */
+    if (setuid(54321) != 0) {
+        return 2;
+    }
+    return shmget(*(key_t *)arg, 4096, IPC_CREAT | IPC_EXCL | 0600) < 0;
+}
+
+/* ftok() keeps 16 bits of the inode: another program's segment may stand
+ * under our number, and must outlive us. */
+static void test_somebody_elses_segment_is_evaded(void **state)
+{
+    const char *key = key_of("collision");
+    struct stat before, after;
+    apr_shm_t *shm;
+    key_t number;
+    int hold, id;
+
+    (void)state;
+    if (platform_shm_kind() != PLATFORM_SHM_SYSV || geteuid() != 0) {
+        skip();
+    }
+    touch(key, sizeof(size_t));
+    assert_int_equal(stat(key, &before), 0);
+    number = ftok(key, (int)platform_hash(key));
+    assert_int_equal(in_child(make_under_number, &number), 0);
+    id = platform_sysv_id(key);
+    assert_true(id >= 0);
+
+    assert_int_equal(platform_name_clear(key, 1, &hold), 1);
+    assert_true(hold >= 0);
+    assert_false(exists(key));
+    shm = make(key, run_a);
+    assert_int_equal(stat(key, &after), 0);
+    assert_true(before.st_ino != after.st_ino);
+    close(hold);
+    assert_int_equal(apr_shm_destroy(shm), APR_SUCCESS);
+    assert_int_equal(shmctl(id, IPC_RMID, NULL), 0); /* it was still there */
+    apr_pool_clear(pool);
+}
+
 /* -- sweeping -- */
 
 static void test_a_sweep_removes_its_own_run_alone(void **state)
@@ -475,6 +573,11 @@ int main(void)
         cmocka_unit_test(test_a_failed_create_leaves_the_name_free),
         cmocka_unit_test(
             test_what_is_no_leftover_of_apr_stays_after_a_failed_create),
+        cmocka_unit_test(test_a_key_file_without_a_segment_is_cleared),
+        cmocka_unit_test(test_what_another_server_uses_is_not_cleared),
+        cmocka_unit_test(
+            test_what_a_dead_run_left_is_cleared_where_that_can_be_told),
+        cmocka_unit_test(test_somebody_elses_segment_is_evaded),
         cmocka_unit_test(test_a_sweep_removes_its_own_run_alone),
         cmocka_unit_test(test_a_sweep_removes_key_files_that_lead_nowhere),
         cmocka_unit_test(test_a_sweep_removes_what_its_dead_maker_left_empty),
