@@ -274,7 +274,7 @@ static void check_filled(ap_slotmem_instance_t *s, unsigned int num)
             lowest = i;
         }
     }
-    check(table_count(s) == used, "the count of slots in use");
+    check(slotmem_table_count(&s->table) == used, "the count of slots in use");
     check(slotmem_table_grab(&s->table, &id) == (lowest < s->layout.item_num)
               && (lowest == s->layout.item_num || id == lowest),
           "grab gives the lowest free slot");
