@@ -267,9 +267,9 @@ static void check_filled(ap_slotmem_instance_t *s, unsigned int num)
         check(i < num ? memcmp(slot, slots + size * i, size) == 0
                       : all_zero((const unsigned char *)slot, size),
               "a slot holds what the file holds");
-        check((i < num && table[i] != 0) == table_used(s, i),
+        check((i < num && table[i] != 0) == slotmem_table_used(&s->table, i),
               "a slot is in use as the file says");
-        used += table_used(s, i) != 0;
+        used += slotmem_table_used(&s->table, i) != 0;
         if (!slotmem_table_used(&s->table, i) && lowest == s->layout.item_num) {
             lowest = i;
         }
