@@ -25,6 +25,7 @@ import os
 import subprocess
 
 import httpd as harness
+import sharedmem
 
 _SOURCE = r"""
 #include "mod_slotmem_shm.h"
@@ -39,7 +40,6 @@ size_t table_size(unsigned int num) { return slotmem_table_size(num); }
 size_t locks_size(unsigned int num) { return slotmem_locks_size(num); }
 size_t lock_size(void) { return sizeof(slotmem_lock_t); }
 size_t header_size(void) { return sizeof(struct slotmem_shm_header); }
-size_t align(void) { return SLOTMEM_SHM_ALIGN; }
 size_t header_field(const char *field)
 {
     FIELD(magic) FIELD(version) FIELD(type) FIELD(item_size) FIELD(item_num)
@@ -68,7 +68,7 @@ def _headers():
             if os.path.exists(path):
                 os.unlink(path)
     for name in "table_size", "locks_size", "lock_size", "header_size", \
-            "align", "header_field":
+            "header_field":
         getattr(library, name).restype = ctypes.c_size_t
     return library
 
@@ -86,17 +86,11 @@ def table(num):
 
 
 def field(name):
-    """Where a field of the header lies, from the start of the mapping on.
-
-    The header begins at the first multiple of its alignment behind APR's word
-    for the size.
-    """
-    headers = _headers()
-    at = headers.header_field(name.encode())
+    """Where a field of the header lies, from the start of the object on."""
+    at = _headers().header_field(name.encode())
     assert at != ctypes.c_size_t(-1).value, f"the header has no {name}"
-    return headers.align() + at
+    return sharedmem.header_at() + at
 
 
 def header_end():
-    headers = _headers()
-    return headers.align() + headers.header_size()
+    return sharedmem.header_at() + _headers().header_size()
