@@ -812,6 +812,7 @@ static void do_halfput(op_t *op)
     size_t whole = before + page + length;
     struct sigaction action, old;
     unsigned char *room;
+    sigset_t fault;
 
     half.until = op_text(op, "until", NULL);
     if (half.until == NULL || at > length) {
@@ -834,6 +835,9 @@ static void do_halfput(op_t *op)
     action.sa_sigaction = half_wait;
     action.sa_flags = SA_SIGINFO;
     sigaction(SIGSEGV, &action, &old);
+    sigemptyset(&fault); /* httpd's threads block all signals */
+    sigaddset(&fault, SIGSEGV);
+    pthread_sigmask(SIG_UNBLOCK, &fault, NULL);
     mprotect(half.page, page, PROT_NONE);
     answer_status(op->answer, p->put(instance, id, room + before - at, length));
     sigaction(SIGSEGV, &old, NULL);
