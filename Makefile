@@ -46,6 +46,8 @@ help:
 	@echo 'make fuzz       libFuzzer over restore and headers (FUZZ_SECONDS)'
 	@echo 'make test       the tests in a live httpd alone (PYTEST_ARGS)'
 	@echo 'make test-under-load    two runs of test side by side, busy loops beside them (LOAD_ROUNDS)'
+	@echo 'make coverage   lines and branches that the tests run, by section'
+	@echo 'make mutants    faults put into the module, each to be caught (MUTANTS, MUTANT_JOBS)'
 	@echo 'make soak       processes that are killed, as long as one wants (SOAK_SECONDS)'
 	@echo 'make hostile    children that overwrite everything (HOSTILE_SECONDS)'
 	@echo 'make torture    balancer under ab: restarts and kills, lost of how many'
@@ -108,6 +110,12 @@ test: $(MODULE)
 test-under-load: $(MODULE)
 	$(PYTHON) -B test/under_load.py
 
+mutants:
+	$(PYTHON) -B test/mutants/run.py
+
+coverage: $(MODULE)
+	JOBS=$(JOBS) $(PYTHON) -B test/coverage/coverage.py
+
 soak: $(MODULE)
 	$(PYTHON) -B test/soak.py
 
@@ -146,5 +154,5 @@ clean:
 	    mod_slotmem_shm.slo mod_slotmem_shm.o
 
 .PHONY: all install help demo check lint unit model fuzz test test-under-load \
-        soak hostile torture bench bench-plot bench-scale callgrind \
+        coverage mutants soak hostile torture bench bench-plot bench-scale callgrind \
         screenshot check-intree portability format clean

@@ -34,6 +34,7 @@ import pytest
 
 import hostile
 import httpd as harness
+import layout
 import sharedmem
 
 NUM = 5000          # two levels of the table, every stripe
@@ -383,7 +384,7 @@ def test_planted_segments_are_in_bounds_for_a_sibling(httpd, watched):
     attacker, other = attack(server)
     where = attacker.range("plain")
     rng = random.Random(6)
-    original = attacker.get(where.start, 8 + 56 + 128)
+    original = attacker.get(where.start, layout.header_end())
     planted = []
     try:
         count = 0
