@@ -1047,7 +1047,7 @@ static void platform_sweep_posix(platform_wanted_fn *wanted, const void *ctx,
 #ifdef __linux__
     DIR *d = opendir(PLATFORM_DIR);
     struct dirent *entry;
-    char path[sizeof(PLATFORM_DIR) + NAME_MAX + 1];
+    char path[sizeof(PLATFORM_DIR) + 1 + sizeof(entry->d_name)];
     platform_object_t o;
     struct stat st;
 
