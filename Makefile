@@ -19,7 +19,7 @@ PYTEST      = $(PYTHON) -B -m pytest -p no:cacheprovider -q
 PYTEST_ARGS ?=
 
 MODULE      = .libs/mod_slotmem_shm.so
-SOURCES     = mod_slotmem_shm.c include/mod_slotmem_shm.h
+SOURCES     = mod_slotmem_shm.c $(wildcard include/*.h)
 WARNINGS    = -Wall -Wextra -Wshadow -Wconversion
 # What apxs would pass, for compilers that are called without it.
 APR_CONFIG  = $$($(APXS) -q APR_CONFIG)

@@ -20,13 +20,10 @@
  * A segment is an array of fixed-size slots that every process of the server
  * sees.  Its memory (include/mod_slotmem_shm.h has it to the byte):
  *
- *     +--------+----------------+-------+------+-------------------+-------+
- *     | header | level 0, 1, .. | locks | torn | slot 0, 1, 2, ... | slack |
- *     +--------+----------------+-------+------+-------------------+-------+
- *                1 bit a slot:    seqlock a     item_size apart      64 bytes
- *                in use; above    stripe of
- *                it 1 bit a word: slots
- *                "is full"
+ *     +--------+---------------+--------------+-------------------+-------+
+ *     | header | in-use table  | slot locks   | slot 0, 1, 2, ... | slack |
+ *     +--------+---------------+--------------+-------------------+-------+
+ *                slotmem_table.h slotmem_locks.h  item_size apart  64 bytes
  *
  * Control words lie before the slots because one published consumer writes
  * an int past its last slot: that lands in the slack and hurts nobody.
@@ -88,6 +85,8 @@
 #include "util_mutex.h"
 
 #include "mod_slotmem_shm.h"
+#include "slotmem_locks.h"
+#include "slotmem_table.h"
 
 #if !APR_HAS_FORK || !APR_HAS_SHARED_MEMORY
 #error                                                                         \
@@ -117,53 +116,20 @@ APLOG_USE_MODULE(slotmem_shm);
 
 /* ==================== layout ==================== */
 
-/* A word of shared memory.  Between processes an atomic is only an atomic
- * when no hidden lock stands behind it. */
-typedef _Atomic apr_uint64_t shared_word;
-
-_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2,
-               "64-bit atomics must be lock-free to work between processes");
-_Static_assert(sizeof(shared_word) == 8, "a shared word is 8 bytes");
-_Static_assert(sizeof(struct slotmem_shm_header) == 128,
+_Static_assert(sizeof(struct slotmem_shm_header) == 128
+                   && SLOTMEM_SHM_ALIGN == SLOTMEM_PART_ALIGN,
                "the header is part of the published layout");
-
-#define WORD_BITS   64u
-#define WORD_FULL   (~APR_UINT64_C(0))
-#define LEVELS_MAX  6u    /* 64 to 1: 2^32 slots need no more            */
-#define STRIPES_MAX 1024u /* slot i is guarded by lock i % STRIPES_MAX   */
-
-/* One stripe of slots.  See "slot locks" for what the words hold. */
-typedef struct {
-    shared_word word;
-    shared_word writing;
-} slot_lock_t;
 
 /* Where everything lies, from the header; computed from what the caller
  * asked for, kept in private memory, never read back from the segment. */
 typedef struct {
     apr_size_t item_size;
     unsigned int item_num;
-    unsigned int stripes;
-    unsigned int levels;
-    apr_size_t level_words[LEVELS_MAX];
-    apr_size_t level_off[LEVELS_MAX];
-    apr_uint64_t level_pad[LEVELS_MAX]; /* bits of the last word past the end */
     apr_size_t locks_off;
-    apr_size_t torn_off;
     apr_size_t slots_off;
     apr_size_t slots_len;
     apr_size_t total;
 } layout_t;
-
-static apr_size_t words_for(apr_size_t bits)
-{
-    return bits / WORD_BITS + (bits % WORD_BITS != 0);
-}
-
-static apr_size_t part_end(apr_size_t end)
-{
-    return (end + SLOTMEM_SHM_ALIGN - 1) & ~(apr_size_t)(SLOTMEM_SHM_ALIGN - 1);
-}
 
 /*
  * The only place where sizes are added and multiplied.  Half of the address
@@ -174,7 +140,7 @@ static apr_status_t layout_make(layout_t *l, apr_size_t item_size,
                                 unsigned int item_num)
 {
     const apr_size_t limit = ~(apr_size_t)0 / 2;
-    apr_size_t bits = item_num, end = sizeof(struct slotmem_shm_header);
+    const apr_size_t table = sizeof(struct slotmem_shm_header);
 
     memset(l, 0, sizeof(*l));
     if (item_num && item_size > limit / item_num) {
@@ -183,28 +149,13 @@ static apr_status_t layout_make(layout_t *l, apr_size_t item_size,
     l->item_size = item_size;
     l->item_num = item_num;
     l->slots_len = item_size * item_num;
-    l->stripes = item_num < STRIPES_MAX ? item_num : STRIPES_MAX;
-
-    while (bits) {
-        apr_size_t words = words_for(bits);
-        l->level_off[l->levels] = end;
-        l->level_words[l->levels] = words;
-        l->level_pad[l->levels] =
-            bits % WORD_BITS ? WORD_FULL << (bits % WORD_BITS) : 0;
-        l->levels++;
-        end = part_end(end + words * sizeof(shared_word));
-        bits = words > 1 ? words : 0;
-    }
-
-    l->locks_off = end;
-    end = part_end(end + l->stripes * sizeof(slot_lock_t));
-    l->torn_off = end;
-    end = part_end(end + words_for(item_num) * sizeof(shared_word));
-    l->slots_off = end;
-    if (l->slots_len > limit - end - 2 * SLOTMEM_SHM_SLACK) {
+    l->locks_off = table + slotmem_table_size(item_num);
+    l->slots_off = l->locks_off + slotmem_locks_size(item_num);
+    if (l->slots_len > limit - l->slots_off - 2 * SLOTMEM_SHM_SLACK) {
         return APR_EINVAL;
     }
-    l->total = part_end(end + l->slots_len + SLOTMEM_SHM_SLACK);
+    l->total =
+        slotmem_part_end(l->slots_off + l->slots_len + SLOTMEM_SHM_SLACK);
     return APR_SUCCESS;
 }
 
@@ -224,15 +175,14 @@ static const char *const origin_text[ORIGINS] = { "nothing", "stored file",
                                                   "another process" };
 
 /* A segment as one process sees it.  Everything here is private; a pointer
- * into shared memory is one to a shared_word, a slot_lock_t, the header, or
- * the slots. */
+ * into shared memory is one to the header or to the slots, or in one of the
+ * two that the core headers keep. */
 struct ap_slotmem_instance_t {
     char *slots; /* shared                                  */
     layout_t layout;
     ap_slotmem_type_t type;
-    shared_word *level[LEVELS_MAX];    /* shared                 */
-    slot_lock_t *locks;                /* shared                 */
-    shared_word *torn;                 /* shared: 1 bit a slot   */
+    slotmem_table_t table;             /* which slots are in use */
+    slotmem_locks_t locks;             /* put against get        */
     struct slotmem_shm_header *header; /* shared                 */
 
     const char *name;  /* as given by the caller; NULL: anonymous */
@@ -263,20 +213,21 @@ static struct slotmem_shm_header *header_at(void *base)
                                      + (past ? SLOTMEM_SHM_ALIGN - past : 0));
 }
 
+static const slotmem_locks_env_t locks_env; /* see "slot locks" */
+
 /* Lays an instance whose layout is made over mapped memory. */
 static void segment_lay(ap_slotmem_instance_t *s, void *base)
 {
     char *start;
-    unsigned int k;
 
     s->header = header_at(base);
     start = (char *)s->header;
-    for (k = 0; k < s->layout.levels; k++) {
-        s->level[k] = (shared_word *)(void *)(start + s->layout.level_off[k]);
-    }
-    s->locks = (slot_lock_t *)(void *)(start + s->layout.locks_off);
-    s->torn = (shared_word *)(void *)(start + s->layout.torn_off);
     s->slots = start + s->layout.slots_off;
+    slotmem_table_lay(&s->table, s->layout.item_num,
+                      (slotmem_word_t *)(void *)(s->header + 1));
+    slotmem_locks_lay(&s->locks, s->layout.item_num, s->layout.item_size,
+                      (slotmem_word_t *)(void *)(start + s->layout.locks_off),
+                      (slotmem_byte_t *)s->slots, &locks_env);
 }
 
 /* ==================== names ==================== */
@@ -354,252 +305,7 @@ static const char *name_beside(apr_pool_t *p, const char *path,
         apr_pescape_hex(p, digest, sizeof(digest), 0), suffix, NULL);
 }
 
-/* ==================== slot table ==================== */
-
-/*
- * Which slots are in use: level 0 (the leaves) has a bit a slot, and is the
- * truth.  A bit of level k+1 is a hint: "word so-and-so of level k is full".
- * grab walks from the top down to the lowest word with a free bit.
- *
- *   I1  A slot has an owner exactly while its leaf bit is 1, and only the
- *       compare-and-swap that turns 0 into 1 makes an owner.  Hence never
- *       two owners, whoever dies where: a dead process leaves the bit 1 (its
- *       slot, to be released by whoever knows that it died) or 0.
- *   I2  A hint that wrongly says "not full" costs a walk that finds the word
- *       full and sets the hint.
- *   I3  A hint that wrongly says "full" hides free slots, so it must not
- *       last.  Who sets one looks at the word again afterwards, and takes the
- *       hint back when the word is not full.  Who frees a bit looks at the
- *       hint afterwards, and clears it when it is set.
- *
- * I3 needs one total order of the four accesses.  Say F finds leaf L full,
- * and R releases a slot in L:
- *
- *       F: [1] hint |= bit    [2] read L
- *       R: [3] L &= ~bit      [4] read hint
- *
- * With weaker orders F may read L full at [2] (before [3] shows) while R
- * reads the hint clear at [4] (before [1] shows): the hint says "full" for
- * good.  All four are memory_order_seq_cst, so either [3] precedes [2] and F
- * takes the hint back, or [2] precedes [3], hence [1] precedes [4], and R
- * clears it.  The same pair one level up carries R's clearing of a hint
- * word to the hint above that.  On x86 the order is free: [1] and [3] are
- * locked instructions, [2] and [4] plain loads.
- *
- * When F dies between [1] and [2], or R between [3] and [4], nobody is left
- * to mend the hint.  So before grab answers "none free" it reads the leaves
- * themselves (table_mend).  Until then such a hint only makes grab pick a
- * slot that is not the lowest.  (The leaves are read one after another: "none
- * free" means that no slot was free all the time, not that at some instant
- * all were taken.)
- *
- * Handing a slot's content from one owner to the next: release's
- * read-modify-write (seq_cst, thus release) pairs with the acquire of the
- * compare-and-swap in leaf_take and table_fgrab.
- *
- * The one who finds a word full sets the hint, not the one who fills it:
- * grab and release at the brim then cost one read-modify-write each.
- *
- * Bits past the last slot count as full: the pad is private, so an index is
- * in range whatever the shared words hold.
- */
-
-#define TABLE_TURNS 100000u
-#define BACKOFF_MIN 16u /* of cpu_relax */
-#define BACKOFF_MAX 256u
-
-static apr_uint64_t bit_of(apr_size_t i)
-{
-    return APR_UINT64_C(1) << (i % WORD_BITS);
-}
-
-static unsigned int lowest_bit(apr_uint64_t word)
-{
-    return (unsigned int)__builtin_ctzll(word);
-}
-
-static apr_uint64_t pad_of(const ap_slotmem_instance_t *s, unsigned int k,
-                           apr_size_t w)
-{
-    return w + 1 == s->layout.level_words[k] ? s->layout.level_pad[k] : 0;
-}
-
-/* A word of the table with the bits past its end set.  Relaxed: it only says
- * where to look; the compare-and-swap in leaf_take decides. */
-static apr_uint64_t table_word(const ap_slotmem_instance_t *s, unsigned int k,
-                               apr_size_t w)
-{
-    return atomic_load_explicit(&s->level[k][w], memory_order_relaxed)
-           | pad_of(s, k, w);
-}
-
-/* Word w of level k has a free bit, or is about to: no hint may hide it. */
-static void hint_clear(ap_slotmem_instance_t *s, unsigned int k, apr_size_t w)
-{
-    for (; k + 1 < s->layout.levels; k++, w /= WORD_BITS) {
-        shared_word *hints = &s->level[k + 1][w / WORD_BITS];
-
-        /* [4] above, pairs with [1] in hint_full. */
-        if (!(atomic_load_explicit(hints, memory_order_seq_cst) & bit_of(w))) {
-            return;
-        }
-        atomic_fetch_and_explicit(hints, ~bit_of(w), memory_order_seq_cst);
-    }
-}
-
-/* Word w of level k was seen full. */
-static void hint_full(ap_slotmem_instance_t *s, unsigned int k, apr_size_t w)
-{
-    /* [1] above, pairs with [4] in hint_clear. */
-    atomic_fetch_or_explicit(&s->level[k + 1][w / WORD_BITS], bit_of(w),
-                             memory_order_seq_cst);
-    /* [2] above, pairs with [3] in table_release. */
-    if ((atomic_load_explicit(&s->level[k][w], memory_order_seq_cst)
-         | pad_of(s, k, w))
-        != WORD_FULL) {
-        hint_clear(s, k, w);
-    }
-}
-
-/* Follows the hints to the lowest leaf that may have a free bit.
- * APR_EAGAIN: a hint was wrong and has been set right. */
-static apr_status_t table_walk(ap_slotmem_instance_t *s, apr_size_t *leaf)
-{
-    const unsigned int top = s->layout.levels - 1;
-    unsigned int k;
-    apr_size_t w = 0;
-
-    for (k = top; k > 0; k--) {
-        apr_uint64_t word = table_word(s, k, w);
-
-        if (word == WORD_FULL) {
-            if (k == top) {
-                return APR_NOTFOUND;
-            }
-            hint_full(s, k, w);
-            return APR_EAGAIN;
-        }
-        w = w * WORD_BITS + lowest_bit(~word);
-    }
-    *leaf = w;
-    return APR_SUCCESS;
-}
-
-/* The hints say that nothing is free: asks the leaves, and clears what hid a
- * free slot after the death of whoever should have cleared it. */
-static int table_mend(ap_slotmem_instance_t *s, apr_size_t *leaf)
-{
-    apr_size_t w;
-    unsigned int k;
-
-    for (w = 0; w < s->layout.level_words[0]; w++) {
-        if (table_word(s, 0, w) != WORD_FULL) {
-            break;
-        }
-    }
-    if (w == s->layout.level_words[0]) {
-        return 0;
-    }
-    *leaf = w;
-    for (k = 1; k < s->layout.levels; k++, w /= WORD_BITS) {
-        atomic_fetch_and_explicit(&s->level[k][w / WORD_BITS], ~bit_of(w),
-                                  memory_order_seq_cst);
-    }
-    return 1;
-}
-
-static void cpu_relax(void)
-{
-#if defined(__i386__) || defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ __volatile__("yield");
-#endif
-}
-
-/*
- * Takes the lowest free bit of a leaf.  Who loses the word to another stays
- * away from it for a moment: the winner then gets several turns for one
- * transfer of the cache line, and both together get half as much done again.
- */
-static int leaf_take(ap_slotmem_instance_t *s, apr_size_t w, unsigned int *id)
-{
-    apr_uint64_t pad = pad_of(s, 0, w);
-    apr_uint64_t seen =
-        atomic_load_explicit(&s->level[0][w], memory_order_relaxed);
-    unsigned int pauses = BACKOFF_MIN, i;
-
-    while ((seen | pad) != WORD_FULL) {
-        unsigned int bit = lowest_bit(~(seen | pad));
-
-        /* Pairs with the fetch_and in table_release. */
-        if (atomic_compare_exchange_weak_explicit(
-                &s->level[0][w], &seen, seen | bit_of(bit),
-                memory_order_acquire, memory_order_relaxed)) {
-            *id = (unsigned int)(w * WORD_BITS + bit);
-            return 1;
-        }
-        for (i = 0; i < pauses; i++) {
-            cpu_relax();
-        }
-        pauses = pauses < BACKOFF_MAX ? 2 * pauses : pauses;
-        seen = atomic_load_explicit(&s->level[0][w], memory_order_relaxed);
-    }
-    return 0;
-}
-
-/*
- * The lowest free slot, now in use.  0 when none is free.
- *
- * Each turn fails only because a hint was missing (at most once a word) or
- * because others took what it had found; the bound is for a hostile process
- * that flips the words for ever.
- */
-static int table_grab(ap_slotmem_instance_t *s, unsigned int *id)
-{
-    apr_size_t turns, leaf;
-
-    if (s->layout.levels == 0) {
-        return 0;
-    }
-    for (turns = 2 * s->layout.level_words[0] + TABLE_TURNS; turns; turns--) {
-        apr_status_t rv = table_walk(s, &leaf);
-
-        if (rv == APR_EAGAIN) {
-            continue;
-        }
-        if (rv == APR_NOTFOUND && !table_mend(s, &leaf)) {
-            return 0;
-        }
-        if (leaf_take(s, leaf, id)) {
-            return 1;
-        }
-        if (s->layout.levels == 1) {
-            return 0;
-        }
-        hint_full(s, 0, leaf);
-    }
-    return 0;
-}
-
-/* Acquire, pairs with the release in table_fgrab. */
-static int table_used(const ap_slotmem_instance_t *s, unsigned int id)
-{
-    return (atomic_load_explicit(&s->level[0][id / WORD_BITS],
-                                 memory_order_acquire)
-            & bit_of(id))
-           != 0;
-}
-
-/* Acquire, pairs with the fetch_and in table_release.  Release, pairs with
- * table_used and table_next_used: who fills a slot through dptr and then
- * fgrabs it shows it, filled, to doall.  0 when it was in use already. */
-static int table_fgrab(ap_slotmem_instance_t *s, unsigned int id)
-{
-    return !(atomic_fetch_or_explicit(&s->level[0][id / WORD_BITS], bit_of(id),
-                                      memory_order_acq_rel)
-             & bit_of(id));
-}
+/* ==================== segments that have grown ==================== */
 
 static int all_zero(const unsigned char *bytes, apr_size_t len)
 {
@@ -639,89 +345,14 @@ static int grown_grab(ap_slotmem_instance_t *s, unsigned int *id)
     for (i = 0; i < s->layout.item_num; i++) {
         const char *slot = s->slots + (apr_size_t)i * s->layout.item_size;
 
-        if (!table_used(s, i)
+        if (!slotmem_table_used(&s->table, i)
             && all_zero((const unsigned char *)slot, s->layout.item_size)
-            && table_fgrab(s, i)) {
+            && slotmem_table_fgrab(&s->table, i)) {
             *id = i;
             return 1;
         }
     }
     return 0;
-}
-
-/* 0 when the slot was not in use. */
-static int table_release(ap_slotmem_instance_t *s, unsigned int id)
-{
-    apr_size_t leaf = id / WORD_BITS;
-
-    /* [3] above, pairs with [2] in hint_full; and, as a release, with the
-     * acquire of the next owner in leaf_take or table_fgrab. */
-    if (!(atomic_fetch_and_explicit(&s->level[0][leaf], ~bit_of(id),
-                                    memory_order_seq_cst)
-          & bit_of(id))) {
-        return 0;
-    }
-    hint_clear(s, 0, leaf);
-    return 1;
-}
-
-/* Bits in a word, in plain arithmetic: the compiler's own for a processor
- * that may lack the instruction looks bytes up in a table. */
-static unsigned int word_count(apr_uint64_t v)
-{
-    v -= (v >> 1) & APR_UINT64_C(0x5555555555555555);
-    v = (v & APR_UINT64_C(0x3333333333333333))
-        + ((v >> 2) & APR_UINT64_C(0x3333333333333333));
-    v = (v + (v >> 4)) & APR_UINT64_C(0x0f0f0f0f0f0f0f0f);
-    return (unsigned int)((v * APR_UINT64_C(0x0101010101010101)) >> 56);
-}
-
-static unsigned int table_count(const ap_slotmem_instance_t *s)
-{
-    unsigned int used = 0;
-    apr_size_t w;
-
-    for (w = 0; w < s->layout.level_words[0]; w++) {
-        used += word_count(
-            atomic_load_explicit(&s->level[0][w], memory_order_relaxed)
-            & ~pad_of(s, 0, w));
-    }
-    return used;
-}
-
-/* The first slot in use at or after `id`; item_num when there is none.
- * Acquire, pairs with the release in table_fgrab. */
-static unsigned int table_next_used(const ap_slotmem_instance_t *s,
-                                    unsigned int id)
-{
-    apr_size_t w = id / WORD_BITS;
-    apr_uint64_t mask = WORD_FULL << (id % WORD_BITS);
-
-    for (; w < s->layout.level_words[0]; w++, mask = WORD_FULL) {
-        apr_uint64_t used =
-            atomic_load_explicit(&s->level[0][w], memory_order_acquire)
-            & ~pad_of(s, 0, w) & mask;
-        if (used) {
-            return (unsigned int)(w * WORD_BITS + lowest_bit(used));
-        }
-    }
-    return s->layout.item_num;
-}
-
-/* Sets the hints to what the leaves say; nobody else may know the segment. */
-static void table_hint_all(ap_slotmem_instance_t *s)
-{
-    unsigned int k;
-    apr_size_t w;
-
-    for (k = 0; k + 1 < s->layout.levels; k++) {
-        for (w = 0; w < s->layout.level_words[k]; w++) {
-            if (table_word(s, k, w) == WORD_FULL) {
-                atomic_fetch_or_explicit(&s->level[k + 1][w / WORD_BITS],
-                                         bit_of(w), memory_order_relaxed);
-            }
-        }
-    }
 }
 
 /* ==================== processes and the global mutex ==================== */
@@ -733,23 +364,21 @@ static void table_hint_all(ap_slotmem_instance_t *s)
  * set again in child_init. */
 static struct {
     pid_t pid;
-    unsigned int birth;        /* 15 bits of when it began             */
+    slotmem_process_t process; /* as the slot locks note it            */
     int is_child;              /* forked by the parent, not the parent */
     apr_global_mutex_t *mutex; /* NULL until post_config               */
 } self;
 
-#define BIRTH_BITS 15u
-#define BIRTH_MASK ((1u << BIRTH_BITS) - 1)
-
 enum process_state { PROCESS_GONE, PROCESS_ALIVE };
 
 /*
- * When process `pid` began, folded to BIRTH_BITS, so that a number which the
+ * When process `pid` began, folded to 15 bits, so that a number which the
  * kernel has handed to somebody else is not taken for the one that died.
  * BIRTH_UNKNOWN where it cannot be told; the pid alone then has to do.
  */
 #define BIRTH_UNKNOWN 0u
-#define BIRTH_NONE    (BIRTH_MASK + 1) /* a zombie: dead, not yet reaped */
+#define BIRTH_NONE                                                             \
+    (SLOTMEM_LOCK_BIRTH_MASK + 1) /* a zombie: dead, not yet reaped */
 
 static unsigned int process_birth(pid_t pid)
 {
@@ -787,7 +416,7 @@ static unsigned int process_birth(pid_t pid)
     if (!at) {
         return BIRTH_UNKNOWN;
     }
-    birth = (unsigned int)apr_strtoi64(at, NULL, 10) & BIRTH_MASK;
+    birth = (unsigned int)apr_strtoi64(at, NULL, 10) & SLOTMEM_LOCK_BIRTH_MASK;
     return birth == BIRTH_UNKNOWN ? 1 : birth;
 #else
     (void)pid;
@@ -798,7 +427,8 @@ static unsigned int process_birth(pid_t pid)
 static void process_note_self(void)
 {
     self.pid = getpid();
-    self.birth = process_birth(self.pid);
+    self.process.pid = (apr_uint32_t)self.pid;
+    self.process.birth = process_birth(self.pid);
 }
 
 /* `pid` and `birth` may be any numbers: they come from shared memory. */
@@ -850,547 +480,68 @@ static void mutex_unlock(void)
 
 /* ==================== slot locks ==================== */
 
-/*
- * put against put and get: a sequence lock for each stripe of slots (slot i
- * belongs to stripe i % STRIPES_MAX).  Its word:
- *
- *     not held:  63                                     2    1      0
- *               | sequence: one more after every put     | torn |   0  |
- *     held:      63        32 31         17 16          2    1      0
- *               | owner's pid | its birth   | low bits of  | torn |   1  |
- *               |             |             | the sequence |      |      |
- *
- *   W   A writer swaps "not held" for "held" with one compare-and-swap,
- *       notes in `writing` which slots it is about to change, copies, clears
- *       `writing`, and stores the old sequence plus one.
- *   R   A reader notes the word, copies, and looks at the word again.  It
- *       writes nothing, and starts over when the word was held or has moved.
- *
- * Orders.  A reader that saw one byte of a put must see that the word moved:
- *
- *       W: [1] word = held   [2] fence(release)   [3] write the bytes
- *       R: [4] read bytes    [5] fence(acquire)   [6] read word
- *
- * If [4] reads what [3] wrote, the fences [2] and [5] synchronize, so [1]
- * happens before [6]: R sees the held word or a later one, never the old.
- * And a reader that starts from the word stored by a put must see all of
- * its bytes: that store is a release ([7]) and the reader's first look an
- * acquire ([8]).  Writers hand the slot to each other by [7] and the acquire
- * of [1].  (Boehm 2012, "Can seqlocks get along with programming language
- * memory models?", derives the same fences.)
- *
- * A writer dies while holding the word.  Whoever waits for it looks, after a
- * while, whether the owner lives (its pid, and when that process began, for
- * a pid may be somebody else's by now).  If it is gone, the waiter mends:
- *   - it takes the lock over, by a compare-and-swap from the very word that
- *     was judged dead.  So there is one mender; another, slow after its
- *     judgement, changes nothing.
- *   - `writing` says which slots may have been left half written.  Cleared:
- *     none, for the owner clears it after its last byte; and it was set
- *     before the first, since it precedes [2].  The slots get their bit in
- *     the torn words: half of one put and half of another is nothing to hand
- *     out, so get answers APR_EINCOMPLETE until somebody puts the whole slot
- *     again.
- *   - the word becomes "not held" with a sequence nobody has seen (the high
- *     bits are in the dead writer's registers; the clock takes their place).
- * A mender that dies leaves the lock as its own, and `writing` as it was: the
- * next one does the same again.  (Hence it does not clear `writing`, which
- * marks nothing that is not torn until the next owner sets it.)  The global
- * mutex could not do better: some mechanisms keep it locked for ever when
- * its owner dies, and then nothing would be mended any more.
- *
- * The owner lives and does not move on: APR_TIMEUP.  A reader that loses
- * against a stream of writers takes the lock as a writer would, after
- * READ_TRIES, so it gets its turn.
- *
- * Numbers: a reader is fooled by a word that comes back equal during one
- * copy, which takes 2^62 puts.
- */
+/* What slotmem_locks.h wants to know of the world, and what its answers are
+ * in this module's words. */
 
-#define LOCK_HELD     APR_UINT64_C(1)
-#define LOCK_TORN     APR_UINT64_C(2) /* some slot of the stripe has a torn bit */
-#define LOCK_STEP     APR_UINT64_C(4) /* one put                         */
-#define LOCK_LOW_MASK APR_UINT64_C(0x1fffc) /* low bits of the sequence   */
-#define LOCK_LOW_BITS 17u
-
-#define READ_TRIES   64u
-#define WAIT_SPINS   100u /* on the processor, then                    */
-#define WAIT_YIELDS  100u /* giving it up, then sleeping               */
-#define WAIT_NAP     200  /* microseconds                              */
-#define WAIT_SUSPECT apr_time_from_msec(5) /* before the owner is looked at */
-#define WAIT_STALLED apr_time_from_sec(1)  /* the same word all the time */
-#define WAIT_MAX     apr_time_from_sec(10) /* words that move, not for us */
-
-/*
- * The copy between private and shared memory races with other processes by
- * design; C11 has no word for that.  memcpy between the fences is what every
- * compiler in use takes for what it looks like, and the only form that costs
- * what memcpy costs.  ThreadSanitizer does not know fences, so for it (and
- * as the model has it) the words go one by one, each with the order that the
- * fence would give.
- */
-#if defined(__SANITIZE_THREAD__)
-#define COPY_BY_WORD 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define COPY_BY_WORD 1
-#endif
-#endif
-
-#ifdef COPY_BY_WORD
-static void copy_in(char *shared, const void *from, apr_size_t len)
+static int locks_lives(slotmem_process_t process)
 {
-    const unsigned char *bytes = from;
-    apr_size_t i;
+    return process_state((pid_t)process.pid, process.birth) == PROCESS_ALIVE;
+}
 
-    for (i = 0; i < len; i++) {
-        atomic_store_explicit((_Atomic unsigned char *)(void *)(shared + i),
-                              bytes[i], memory_order_release);
+static apr_uint64_t locks_now(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (apr_uint64_t)now.tv_sec * 1000000u
+           + (apr_uint64_t)now.tv_nsec / 1000u + 1;
+}
+
+static void locks_nap(unsigned int microseconds)
+{
+    if (microseconds) {
+        apr_sleep((apr_interval_time_t)microseconds);
+    }
+    else {
+        sched_yield();
     }
 }
 
-static void copy_out(void *to, const char *shared, apr_size_t len)
+static void locks_died(const slotmem_locks_t *k, slotmem_process_t process,
+                       unsigned int torn)
 {
-    unsigned char *bytes = to;
-    apr_size_t i;
-
-    for (i = 0; i < len; i++) {
-        bytes[i] = atomic_load_explicit(
-            (const _Atomic unsigned char *)(const void *)(shared + i),
-            memory_order_acquire);
-    }
-}
-#else
-static void copy_in(char *shared, const void *from, apr_size_t len)
-{
-    atomic_thread_fence(memory_order_release); /* [2], pairs with [5] */
-    memcpy(shared, from, len);
-}
-
-static void copy_out(void *to, const char *shared, apr_size_t len)
-{
-    memcpy(to, shared, len);
-    atomic_thread_fence(memory_order_acquire); /* [5], pairs with [2] */
-}
-#endif
-
-static int torn_get(const ap_slotmem_instance_t *s, unsigned int id)
-{
-    return (atomic_load_explicit(&s->torn[id / WORD_BITS], memory_order_relaxed)
-            & bit_of(id))
-           != 0;
-}
-
-static void torn_set(ap_slotmem_instance_t *s, unsigned int id)
-{
-    atomic_fetch_or_explicit(&s->torn[id / WORD_BITS], bit_of(id),
-                             memory_order_relaxed);
-}
-
-static void torn_clear(ap_slotmem_instance_t *s, unsigned int id)
-{
-    atomic_fetch_and_explicit(&s->torn[id / WORD_BITS], ~bit_of(id),
-                              memory_order_relaxed);
-}
-
-static apr_uint64_t lock_word_mine(apr_uint64_t seen)
-{
-    return ((apr_uint64_t)(apr_uint32_t)self.pid << 32)
-           | ((apr_uint64_t)self.birth << LOCK_LOW_BITS)
-           | (seen & (LOCK_LOW_MASK | LOCK_TORN)) | LOCK_HELD;
-}
-
-static enum process_state lock_owner_state(apr_uint64_t word)
-{
-    return process_state((pid_t)(word >> 32),
-                         (unsigned int)(word >> LOCK_LOW_BITS) & BIRTH_MASK);
-}
-
-static apr_uint64_t writing_word(unsigned int first, unsigned int count)
-{
-    return ((apr_uint64_t)first << 32) | count;
-}
-
-/*
- * The slots of a stripe that `writing` names: from the result on, every
- * layout.stripes-th one below *end.  `writing` is shared memory, so whatever
- * it holds, they are slots of this segment and of this stripe.
- */
-static apr_uint64_t writing_range(const ap_slotmem_instance_t *s,
-                                  unsigned int stripe, apr_uint64_t writing,
-                                  apr_uint64_t *end)
-{
-    const unsigned int stripes = s->layout.stripes;
-    apr_uint64_t first = writing >> 32, count = writing & 0xffffffff;
-
-    *end = count ? first + count : 0;
-    if (*end > s->layout.item_num) {
-        *end = s->layout.item_num;
-    }
-    return first + (stripe + stripes - first % stripes) % stripes;
-}
-
-/* The owner of `word` is gone: takes the lock over from it, and frees it. */
-static void lock_mend(ap_slotmem_instance_t *s, unsigned int stripe,
-                      apr_uint64_t word)
-{
-    slot_lock_t *lock = &s->locks[stripe];
-    apr_uint64_t found = word, freed, id, end;
-    unsigned int torn = 0;
-
-    if (!atomic_compare_exchange_strong_explicit(
-            &lock->word, &found, lock_word_mine(word), memory_order_acquire,
-            memory_order_relaxed)) {
-        return;
-    }
-    /* Acquire, pairs with the release in slot_unlock. */
-    id = writing_range(
-        s, stripe, atomic_load_explicit(&lock->writing, memory_order_acquire),
-        &end);
-    for (; id < end; id += s->layout.stripes) {
-        torn_set(s, (unsigned int)id);
-        torn++;
-    }
-
-    freed = ((apr_uint64_t)apr_time_now() << LOCK_LOW_BITS)
-            | ((word + LOCK_STEP) & LOCK_LOW_MASK)
-            | (torn ? LOCK_TORN : word & LOCK_TORN);
-    /* Publishes the torn bits; pairs with [8] and with the acquire of [1]. */
-    atomic_store_explicit(&lock->word, freed, memory_order_release);
+    const char *at = (const char *)k - offsetof(ap_slotmem_instance_t, locks);
+    const ap_slotmem_instance_t *s = (const void *)at;
 
     ap_log_error(
         APLOG_MARK, torn ? APLOG_WARNING : APLOG_DEBUG, 0, ap_server_conf,
         "slotmem_shm: process %" APR_PID_T_FMT " died while it wrote "
-        "to %s; %u of its slots hold part of that write, and get "
-        "refuses them until they are put again as a whole",
-        (pid_t)(word >> 32), s->name ? s->name : "an anonymous segment", torn);
+        "to %s; %u of its slots hold part of that write, and get refuses "
+        "them until they are put again, at least as far",
+        (pid_t)process.pid, s->name ? s->name : "an anonymous segment", torn);
 }
 
-/* How long somebody has been waiting, and for which word. */
-typedef struct {
-    unsigned int turns;
-    apr_time_t began; /* 0 until the first nap */
-    apr_time_t since; /* the word is the same since then */
-    apr_time_t look;  /* when to see whether the owner lives */
-    apr_uint64_t word;
-} wait_t;
+static const slotmem_locks_env_t locks_env = { &self.process, locks_lives,
+                                               locks_now, locks_nap,
+                                               locks_died };
 
-/* Waits a little for a lock that was seen held as `word`, longer each time. */
-static apr_status_t lock_wait(ap_slotmem_instance_t *s, unsigned int stripe,
-                              apr_uint64_t word, wait_t *w)
+static apr_status_t locks_status(slotmem_locks_result_t result)
 {
-    apr_time_t now;
-
-    if (w->turns++ < WAIT_SPINS) {
-        cpu_relax();
+    switch (result) {
+    case SLOTMEM_LOCKS_OK:
         return APR_SUCCESS;
+    case SLOTMEM_LOCKS_TORN:
+        return APR_EINCOMPLETE;
+    case SLOTMEM_LOCKS_TIMEUP:
+    case SLOTMEM_LOCKS_BUSY:
+        break;
     }
-    if (w->turns < WAIT_SPINS + WAIT_YIELDS) {
-        sched_yield();
-        return APR_SUCCESS;
-    }
-
-    now = apr_time_now();
-    if (!w->began) {
-        w->began = now;
-    }
-    if (!w->since || word != w->word) {
-        w->word = word;
-        w->since = now;
-        w->look = now + WAIT_SUSPECT;
-    }
-    if (now > w->look) {
-        w->look = now + WAIT_SUSPECT;
-        if (lock_owner_state(word) == PROCESS_GONE) {
-            lock_mend(s, stripe, word);
-        }
-    }
-    if (now - w->since > WAIT_STALLED || now - w->began > WAIT_MAX) {
-        return APR_TIMEUP;
-    }
-    apr_sleep(WAIT_NAP);
-    return APR_SUCCESS;
-}
-
-/* Takes a stripe.  `writing` notes the slots about to be written, 0 for none;
- * *was is the word to go on from, *w how long the call has waited already. */
-static apr_status_t slot_lock(ap_slotmem_instance_t *s, unsigned int stripe,
-                              apr_uint64_t writing, apr_uint64_t *was,
-                              wait_t *w)
-{
-    slot_lock_t *lock = &s->locks[stripe];
-    apr_uint64_t seen = atomic_load_explicit(&lock->word, memory_order_relaxed);
-
-    for (;;) {
-        if (seen & LOCK_HELD) {
-            apr_status_t rv = lock_wait(s, stripe, seen, w);
-            if (rv != APR_SUCCESS) {
-                return rv;
-            }
-            seen = atomic_load_explicit(&lock->word, memory_order_relaxed);
-        }
-        /* [1]; its acquire pairs with [7] in slot_unlock. */
-        else if (atomic_compare_exchange_weak_explicit(
-                     &lock->word, &seen, lock_word_mine(seen),
-                     memory_order_acquire, memory_order_relaxed)) {
-            *was = seen;
-            atomic_store_explicit(&lock->writing, writing,
-                                  memory_order_relaxed);
-            return APR_SUCCESS;
-        }
-    }
-}
-
-static void slot_unlock(ap_slotmem_instance_t *s, unsigned int stripe,
-                        apr_uint64_t was)
-{
-    slot_lock_t *lock = &s->locks[stripe];
-
-    /* Release, pairs with the acquire in lock_mend: a mender that reads 0
-     * knows that the bytes are whole. */
-    atomic_store_explicit(&lock->writing, 0, memory_order_release);
-    /* [7], pairs with [8] in slot_read and with [1]. */
-    atomic_store_explicit(&lock->word, was + LOCK_STEP, memory_order_release);
+    return APR_TIMEUP;
 }
 
 static char *slot_at(const ap_slotmem_instance_t *s, unsigned int id)
 {
     return s->slots + s->layout.item_size * id;
-}
-
-static unsigned int stripe_of(unsigned int id)
-{
-    return id % STRIPES_MAX;
-}
-
-/* len bytes into slot id; len is at most item_size. */
-static apr_status_t slot_write(ap_slotmem_instance_t *s, unsigned int id,
-                               const void *from, apr_size_t len)
-{
-    unsigned int stripe = stripe_of(id);
-    apr_uint64_t was;
-    wait_t w = { 0 };
-    apr_status_t rv = slot_lock(s, stripe, writing_word(id, 1), &was, &w);
-
-    if (rv != APR_SUCCESS) {
-        return rv;
-    }
-    copy_in(slot_at(s, id), from, len);
-    if ((was & LOCK_TORN) && len == s->layout.item_size) {
-        torn_clear(s, id);
-    }
-    slot_unlock(s, stripe, was);
-    return APR_SUCCESS;
-}
-
-/* One try: APR_EBUSY when a writer was there. */
-static apr_status_t slot_read_once(const ap_slotmem_instance_t *s,
-                                   unsigned int id, void *to, apr_size_t len,
-                                   apr_uint64_t *word)
-{
-    shared_word *lock = &s->locks[stripe_of(id)].word;
-
-    /* [8], pairs with [7] in slot_unlock. */
-    *word = atomic_load_explicit(lock, memory_order_acquire);
-    if (*word & LOCK_HELD) {
-        return APR_EBUSY;
-    }
-    if ((*word & LOCK_TORN) && torn_get(s, id)) {
-        return APR_EINCOMPLETE;
-    }
-    copy_out(to, slot_at(s, id), len);
-    /* [6], pairs with [1] in slot_lock. */
-    return atomic_load_explicit(lock, memory_order_relaxed) == *word
-               ? APR_SUCCESS
-               : APR_EBUSY;
-}
-
-/* len bytes out of slot id; len is at most item_size. */
-static apr_status_t slot_read(ap_slotmem_instance_t *s, unsigned int id,
-                              void *to, apr_size_t len)
-{
-    unsigned int stripe = stripe_of(id), tries;
-    apr_uint64_t word;
-    wait_t w = { 0 };
-    apr_status_t rv;
-
-    for (tries = 0; tries < READ_TRIES; tries++) {
-        rv = slot_read_once(s, id, to, len, &word);
-        if (rv != APR_EBUSY) {
-            return rv;
-        }
-        if ((word & LOCK_HELD)
-            && (rv = lock_wait(s, stripe, word, &w)) != APR_SUCCESS) {
-            return rv;
-        }
-    }
-
-    /* Holds the writers off for the time of one copy. */
-    rv = slot_lock(s, stripe, 0, &word, &w);
-    if (rv != APR_SUCCESS) {
-        return rv;
-    }
-    if ((word & LOCK_TORN) && torn_get(s, id)) {
-        rv = APR_EINCOMPLETE;
-    }
-    else {
-        copy_out(to, slot_at(s, id), len);
-    }
-    slot_unlock(s, stripe, word);
-    return rv;
-}
-
-/*
- * One slot for the stored file: whole if that can be had within a few tries,
- * else as it stands.  Takes no lock, for the parent may be killed too, and
- * waits for nobody in particular: *patience counts the tries that one whole
- * store may cost.  The last of them leave the processor to others, for on a
- * busy machine that is what a writer in the middle waits for; a hostile child
- * that holds every lock delays the store by SNAPSHOT_NAPS milliseconds.
- */
-#define SNAPSHOT_TRIES 10000u
-#define SNAPSHOT_NAPS  200u
-
-static void slot_snapshot(const ap_slotmem_instance_t *s, unsigned int id,
-                          void *to, unsigned int *patience)
-{
-    apr_uint64_t word;
-    apr_status_t rv;
-
-    while ((rv = slot_read_once(s, id, to, s->layout.item_size, &word))
-           != APR_SUCCESS) {
-        if (rv == APR_EINCOMPLETE || !*patience) {
-            copy_out(to, slot_at(s, id), s->layout.item_size);
-            return;
-        }
-        if (--*patience < SNAPSHOT_NAPS) {
-            apr_sleep(1000);
-        }
-        else {
-            cpu_relax();
-        }
-    }
-}
-
-/*
- * A put or get that runs over several slots (mod_proxy_cluster reads all of
- * them at once) holds every stripe it touches, in ascending order, so two of
- * them cannot wait for each other.  Rare, and short of nothing: it may lock
- * where a single get does not.
- */
-typedef struct {
-    unsigned int first;
-    unsigned int count;            /* slots, at least 1 */
-    apr_uint64_t was[STRIPES_MAX]; /* by stripe */
-} span_t;
-
-static int span_has(const ap_slotmem_instance_t *s, const span_t *span,
-                    unsigned int stripe)
-{
-    unsigned int n = s->layout.stripes;
-
-    return span->count >= n || (stripe + n - span->first % n) % n < span->count;
-}
-
-/* Frees the stripes of the span below `end`. */
-static void span_unlock(ap_slotmem_instance_t *s, const span_t *span,
-                        unsigned int end)
-{
-    unsigned int stripe;
-
-    for (stripe = 0; stripe < end; stripe++) {
-        if (span_has(s, span, stripe)) {
-            slot_unlock(s, stripe, span->was[stripe]);
-        }
-    }
-}
-
-static apr_status_t span_lock(ap_slotmem_instance_t *s, span_t *span)
-{
-    unsigned int stripe;
-    wait_t w = { 0 }; /* one patience for all: the whole call is bounded */
-    apr_status_t rv;
-
-    for (stripe = 0; stripe < s->layout.stripes; stripe++) {
-        if (span_has(s, span, stripe)) {
-            rv = slot_lock(s, stripe, 0, &span->was[stripe], &w);
-            if (rv != APR_SUCCESS) {
-                span_unlock(s, span, stripe);
-                return rv;
-            }
-        }
-    }
-    return APR_SUCCESS;
-}
-
-/* Notes what is about to be written; not before all is held, so that a kill
- * while it waits for one stripe spoils no slot of the others.  Relaxed: like
- * slot_lock's, ordered before the bytes by [2]. */
-static void span_note(ap_slotmem_instance_t *s, const span_t *span)
-{
-    unsigned int stripe;
-
-    for (stripe = 0; stripe < s->layout.stripes; stripe++) {
-        if (span_has(s, span, stripe)) {
-            atomic_store_explicit(&s->locks[stripe].writing,
-                                  writing_word(span->first, span->count),
-                                  memory_order_relaxed);
-        }
-    }
-}
-
-static void span_init(const ap_slotmem_instance_t *s, span_t *span,
-                      unsigned int id, apr_size_t len)
-{
-    span->first = id;
-    span->count = (unsigned int)((len - 1) / s->layout.item_size + 1);
-}
-
-static apr_status_t span_write(ap_slotmem_instance_t *s, unsigned int id,
-                               const void *from, apr_size_t len)
-{
-    span_t span;
-    apr_status_t rv;
-    unsigned int i;
-
-    span_init(s, &span, id, len);
-    rv = span_lock(s, &span);
-    if (rv != APR_SUCCESS) {
-        return rv;
-    }
-    span_note(s, &span);
-    copy_in(slot_at(s, id), from, len);
-    for (i = 0; i < len / s->layout.item_size; i++) {
-        if (span.was[stripe_of(id + i)] & LOCK_TORN) {
-            torn_clear(s, id + i);
-        }
-    }
-    span_unlock(s, &span, s->layout.stripes);
-    return APR_SUCCESS;
-}
-
-static apr_status_t span_read(ap_slotmem_instance_t *s, unsigned int id,
-                              void *to, apr_size_t len)
-{
-    span_t span;
-    apr_status_t rv;
-    unsigned int i;
-
-    span_init(s, &span, id, len);
-    rv = span_lock(s, &span);
-    if (rv != APR_SUCCESS) {
-        return rv;
-    }
-    for (i = 0; i < span.count && rv == APR_SUCCESS; i++) {
-        if ((span.was[stripe_of(id + i)] & LOCK_TORN) && torn_get(s, id + i)) {
-            rv = APR_EINCOMPLETE;
-        }
-    }
-    if (rv == APR_SUCCESS) {
-        copy_out(to, slot_at(s, id), len);
-    }
-    span_unlock(s, &span, s->layout.stripes);
-    return rv;
 }
 
 /* ==================== segments ==================== */
@@ -1600,7 +751,7 @@ static void segment_format(ap_slotmem_instance_t *s, const unsigned char *run)
  * that was restored before it.  Pairs with the acquire in header_check. */
 static void segment_publish(ap_slotmem_instance_t *s)
 {
-    atomic_store_explicit((shared_word *)(void *)&s->header->magic,
+    atomic_store_explicit((slotmem_word_t *)(void *)&s->header->magic,
                           SLOTMEM_SHM_MAGIC, memory_order_release);
 }
 
@@ -1616,7 +767,7 @@ static apr_status_t header_check(struct slotmem_shm_header *h, apr_size_t size,
     struct slotmem_shm_header copy;
 
     if (size < sizeof(copy)
-        || atomic_load_explicit((shared_word *)(void *)&h->magic,
+        || atomic_load_explicit((slotmem_word_t *)(void *)&h->magic,
                                 memory_order_acquire)
                != SLOTMEM_SHM_MAGIC) {
         return APR_EINVAL;
@@ -1814,10 +965,8 @@ static apr_status_t used_read_unguarded(void *ctx)
     apr_size_t w;
 
     for (w = 0; w < u->count; w++) {
-        u->words[w] =
-            atomic_load_explicit(&s->level[0][w], memory_order_acquire)
-            & ~pad_of(s, 0, w);
-        u->used += word_count(u->words[w]);
+        u->words[w] = slotmem_table_leaf(&s->table, w);
+        u->used += slotmem_bits_count(u->words[w]);
     }
     return APR_SUCCESS;
 }
@@ -1828,7 +977,7 @@ static apr_status_t used_read(const ap_slotmem_instance_t *s, used_t *u)
 {
     read_t r = { s, u, NULL, NULL };
 
-    u->count = s->layout.level_words[0];
+    u->count = slotmem_table_leaves(&s->table);
     u->used = 0;
     u->words = calloc(u->count + 1, sizeof(*u->words));
     if (!u->words) {
@@ -1853,7 +1002,7 @@ static apr_status_t emit_slots(const ap_slotmem_instance_t *s, sink_t *k)
             if (rv != APR_SUCCESS) {
                 return rv;
             }
-            slot_snapshot(s, id, at, &k->patience);
+            slotmem_locks_snapshot(&s->locks, id, at, &k->patience);
         }
         return APR_SUCCESS;
     }
@@ -1865,7 +1014,7 @@ static apr_status_t emit_slots(const ap_slotmem_instance_t *s, sink_t *k)
         if (rv != APR_SUCCESS) {
             return rv;
         }
-        copy_out(at, s->slots + off, len);
+        slotmem_copy_out(at, (slotmem_byte_t *)s->slots + off, len);
     }
     return APR_SUCCESS;
 }
@@ -1890,7 +1039,7 @@ static apr_status_t image_emit_unguarded(void *ctx)
     for (id = 0; id < s->layout.item_num && rv == APR_SUCCESS; id++) {
         rv = sink_room(k, 1, &at);
         if (rv == APR_SUCCESS) {
-            *at = (u->words[id / WORD_BITS] & bit_of(id)) != 0;
+            *at = (u->words[id / SLOTMEM_WORD_BITS] & slotmem_bit(id)) != 0;
         }
     }
     return rv == APR_SUCCESS ? sink_flush(k) : rv;
@@ -2242,7 +1391,7 @@ static apr_status_t store_begin(store_t *st, const char *suffix)
         return APR_ENOMEM;
     }
     st->sink.other = st->sink.buffer + SINK_SIZE;
-    st->sink.patience = SNAPSHOT_TRIES + SNAPSHOT_NAPS;
+    st->sink.patience = SLOTMEM_SNAPSHOT_TRIES + SLOTMEM_SNAPSHOT_NAPS;
     rv = apr_pool_create_unmanaged_ex(&st->pool, NULL, NULL);
     if (rv != APR_SUCCESS) {
         free(st->sink.buffer);
@@ -2346,7 +1495,7 @@ static void image_take_used(ap_slotmem_instance_t *s, apr_uint64_t off,
 
     for (i = 0; i < len; i++) {
         if (bytes[i] && off + i < s->layout.item_num) {
-            table_fgrab(s, (unsigned int)(off + i));
+            slotmem_table_fgrab(&s->table, (unsigned int)(off + i));
         }
         else if (bytes[i]) {
             *cut = 1;
@@ -2411,7 +1560,7 @@ static enum restored image_read(ap_slotmem_instance_t *s, sink_t *k,
     }
     if (*rv == APR_SUCCESS && memcmp(digest, stored, sizeof(digest)) == 0
         && !cut) {
-        table_hint_all(s);
+        slotmem_table_hint_all(&s->table);
         memcpy(s->digest, digest, sizeof(digest));
         s->has_digest = num == s->layout.item_num;
         grown_note(s, num);
@@ -2560,7 +1709,8 @@ static void persist_restore(ap_slotmem_instance_t *s)
         s->header->stored = (apr_uint64_t)apr_time_now();
         ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
                      APLOGNO(02335) "restoring %s: %u of %u slots in use",
-                     s->store, table_count(s), s->layout.item_num);
+                     s->store, slotmem_table_count(&s->table),
+                     s->layout.item_num);
         break;
     case RESTORE_NO_FILE:
         ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf,
@@ -3424,46 +2574,6 @@ static void runtime_claim(void)
                  path);
 }
 
-/* Slot `id` of the fresh segment was being written when its writer died. */
-static void torn_carry(ap_slotmem_instance_t *s, apr_uint64_t id)
-{
-    if (id < s->layout.item_num) {
-        torn_set(s, (unsigned int)id);
-        atomic_fetch_or_explicit(&s->locks[stripe_of((unsigned int)id)].word,
-                                 LOCK_TORN, memory_order_relaxed);
-    }
-}
-
-/* What a kill left half written stays marked as such. */
-static void torn_carry_all(ap_slotmem_instance_t *s,
-                           const ap_slotmem_instance_t *old)
-{
-    unsigned int stripe, id;
-    apr_uint64_t half, end;
-
-    for (stripe = 0; stripe < old->layout.stripes; stripe++) {
-        slot_lock_t *lock = &old->locks[stripe];
-        apr_uint64_t word =
-            atomic_load_explicit(&lock->word, memory_order_relaxed);
-        apr_uint64_t writing =
-            atomic_load_explicit(&lock->writing, memory_order_relaxed);
-
-        half = writing_range(old, stripe, writing, &end);
-        for (; (word & LOCK_HELD) && half < end; half += old->layout.stripes) {
-            torn_carry(s, half);
-        }
-        for (id = stripe; (word & LOCK_TORN) && id < old->layout.item_num;
-             id += old->layout.stripes) {
-            if (torn_get(old, id)) {
-                torn_carry(s, id);
-            }
-            if (id > APR_UINT32_MAX - old->layout.stripes) {
-                break;
-            }
-        }
-    }
-}
-
 /* What a killed run left, and the fresh segment that it is to fill. */
 typedef struct {
     ap_slotmem_instance_t *s;
@@ -3479,17 +2589,21 @@ static apr_status_t adopt_copy_unguarded(void *ctx)
 
     image_take_slots(s, 0, (const unsigned char *)old->slots,
                      old->layout.slots_len, &cut);
-    if (!(s->type & AP_SLOTMEM_TYPE_CLEARINUSE) && old->layout.levels) {
-        for (id = table_next_used(old, 0); id < old->layout.item_num;
-             id = table_next_used(old, id + 1)) {
+    if (!(s->type & AP_SLOTMEM_TYPE_CLEARINUSE)) {
+        for (id = slotmem_table_next_used(&old->table, 0);
+             id < old->layout.item_num;
+             id = slotmem_table_next_used(&old->table, id + 1)) {
             if (id >= s->layout.item_num) {
                 cut = 1;
                 break;
             }
-            table_fgrab(s, id);
+            slotmem_table_fgrab(&s->table, id);
         }
     }
-    torn_carry_all(s, old);
+    /* What a kill left half written stays marked as such. */
+    for (id = 0; id < old->layout.item_num && id < s->layout.item_num; id++) {
+        slotmem_locks_tear(&s->locks, id, slotmem_locks_torn(&old->locks, id));
+    }
     return cut ? APR_EMISMATCH : APR_SUCCESS;
 }
 
@@ -3507,14 +2621,14 @@ static int adopt_fill(ap_slotmem_instance_t *s,
         segment_wipe(s);
         return 0;
     }
-    table_hint_all(s);
+    slotmem_table_hint_all(&s->table);
     s->origin = ORIGIN_MEMORY;
     grown_note(s, old->layout.item_num);
     s->header->stored = (apr_uint64_t)apr_time_now(); /* by orphans_store */
     ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
                  "slotmem_shm: %s goes on with the memory of a run that was "
                  "killed: %u of %u slots in use",
-                 s->name, table_count(s), s->layout.item_num);
+                 s->name, slotmem_table_count(&s->table), s->layout.item_num);
     return 1;
 }
 
@@ -4003,20 +3117,19 @@ static apr_status_t doall_used(ap_slotmem_instance_t *s,
 {
     apr_size_t w;
 
-    for (w = 0; w < s->layout.level_words[0]; w++) {
-        apr_uint64_t left = ~pad_of(s, 0, w), used;
+    for (w = 0; w < slotmem_table_leaves(&s->table); w++) {
+        apr_uint64_t left = SLOTMEM_WORD_FULL, used;
 
-        while (
-            (used = atomic_load_explicit(&s->level[0][w], memory_order_acquire)
-                    & left)) {
-            unsigned int bit = lowest_bit(used);
-            apr_status_t rv = func(
-                slot_at(s, (unsigned int)(w * WORD_BITS + bit)), data, pool);
+        while ((used = slotmem_table_leaf(&s->table, w) & left)) {
+            unsigned int bit = slotmem_bits_lowest(used);
+            apr_status_t rv =
+                func(slot_at(s, (unsigned int)(w * SLOTMEM_WORD_BITS + bit)),
+                     data, pool);
 
             if (rv != APR_SUCCESS) {
                 return rv;
             }
-            left &= WORD_FULL << bit << 1;
+            left &= SLOTMEM_WORD_FULL << bit << 1;
         }
     }
     return APR_SUCCESS;
@@ -4061,17 +3174,14 @@ static apr_status_t access_check(ap_slotmem_instance_t *s, unsigned int id,
     if (!s) {
         return APR_ENOSHMAVAIL;
     }
-    if (id >= s->layout.item_num
-        || (len > s->layout.item_size
-            && (s->layout.item_size == 0
-                || len > s->layout.slots_len - s->layout.item_size * id))) {
+    if (!slotmem_locks_fit(&s->locks, id, len)) {
         return APR_EINVAL;
     }
-    if (!table_used(s, id)) {
+    if (!slotmem_table_used(&s->table, id)) {
         if (s->type & AP_SLOTMEM_TYPE_PREGRAB) {
             return APR_NOTFOUND;
         }
-        table_fgrab(s, id);
+        slotmem_table_fgrab(&s->table, id);
     }
     return APR_SUCCESS;
 }
@@ -4088,8 +3198,7 @@ static apr_status_t slotmem_get(ap_slotmem_instance_t *s, unsigned int id,
         memcpy(dest, slot_at(s, id), len);
         return APR_SUCCESS;
     }
-    return len <= s->layout.item_size ? slot_read(s, id, dest, len)
-                                      : span_read(s, id, dest, len);
+    return locks_status(slotmem_locks_read(&s->locks, id, dest, len));
 }
 
 static apr_status_t slotmem_put(ap_slotmem_instance_t *s, unsigned int id,
@@ -4104,8 +3213,7 @@ static apr_status_t slotmem_put(ap_slotmem_instance_t *s, unsigned int id,
         memcpy(slot_at(s, id), src, len);
         return APR_SUCCESS;
     }
-    return len <= s->layout.item_size ? slot_write(s, id, src, len)
-                                      : span_write(s, id, src, len);
+    return locks_status(slotmem_locks_write(&s->locks, id, src, len));
 }
 
 static unsigned int slotmem_num_slots(ap_slotmem_instance_t *s)
@@ -4115,7 +3223,7 @@ static unsigned int slotmem_num_slots(ap_slotmem_instance_t *s)
 
 static unsigned int slotmem_num_free_slots(ap_slotmem_instance_t *s)
 {
-    return s ? s->layout.item_num - table_count(s) : 0;
+    return s ? s->layout.item_num - slotmem_table_count(&s->table) : 0;
 }
 
 static apr_size_t slotmem_slot_size(ap_slotmem_instance_t *s)
@@ -4137,7 +3245,8 @@ static apr_status_t slotmem_grab(ap_slotmem_instance_t *s, unsigned int *id)
     if (!s) {
         return APR_ENOSHMAVAIL;
     }
-    if ((!self.is_child && grown_grab(s, &found)) || table_grab(s, &found)) {
+    if ((!self.is_child && grown_grab(s, &found))
+        || slotmem_table_grab(&s->table, &found)) {
         *id = found;
         return APR_SUCCESS;
     }
@@ -4154,7 +3263,7 @@ static apr_status_t slotmem_fgrab(ap_slotmem_instance_t *s, unsigned int id)
         return APR_ENOSHMAVAIL;
     }
     if (id < s->layout.item_num) {
-        table_fgrab(s, id);
+        slotmem_table_fgrab(&s->table, id);
         return APR_SUCCESS;
     }
     ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
@@ -4171,7 +3280,7 @@ static apr_status_t slotmem_release(ap_slotmem_instance_t *s, unsigned int id)
         return APR_ENOSHMAVAIL;
     }
     if (id < s->layout.item_num) {
-        if (table_release(s, id)) {
+        if (slotmem_table_release(&s->table, id)) {
             return APR_SUCCESS;
         }
         rv = APR_NOTFOUND;
@@ -4240,7 +3349,7 @@ static void row_read(row_t *row, const ap_slotmem_instance_t *s)
 {
     row->s = s;
     row->name = s->name ? s->name : "(anonymous)";
-    row->used = table_count(s);
+    row->used = slotmem_table_count(&s->table);
     row->memory = layout_request(&s->layout);
     row->stored = stored_time(s);
 }
