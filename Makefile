@@ -46,6 +46,7 @@ help:
 	@echo 'make model      the spin models, and their mutations'
 	@echo 'make fuzz       libFuzzer over restore and headers (FUZZ_SECONDS)'
 	@echo 'make test       the tests in a live httpd alone (PYTEST_ARGS)'
+	@echo 'make test-under-load    two runs of test side by side, busy loops beside them (LOAD_ROUNDS)'
 	@echo 'make soak       processes that are killed, as long as one wants (SOAK_SECONDS)'
 	@echo 'make hostile    children that overwrite everything (HOSTILE_SECONDS)'
 	@echo 'make torture    balancer under ab: restarts and kills, lost of how many'
@@ -107,6 +108,9 @@ test: $(MODULE)
 
 # -- longer runs --
 
+test-under-load: $(MODULE)
+	$(PYTHON) -B test/under_load.py
+
 soak: $(MODULE)
 	$(PYTHON) -B test/soak.py
 
@@ -144,6 +148,6 @@ clean:
 	rm -rf .libs build mod_slotmem_shm.la mod_slotmem_shm.lo \
 	    mod_slotmem_shm.slo mod_slotmem_shm.o
 
-.PHONY: all install help demo check lint unit model fuzz test soak hostile \
-        torture bench bench-plot bench-scale callgrind screenshot \
-        check-intree portability format clean
+.PHONY: all install help demo check lint unit model fuzz test test-under-load \
+        soak hostile torture bench bench-plot bench-scale callgrind \
+        screenshot check-intree portability format clean
