@@ -33,10 +33,13 @@ import pytest
 
 import hostile
 import httpd as harness
+import sharedmem
 import shim
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0,
-                                reason="others' objects need a user to own them")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0,
+                       reason="others' objects need a user to own them"),
+    sharedmem.only_posix("others' objects are planted in /dev/shm")]
 
 ROOM = 32 << 20                 # of the /dev/shm that a server has here
 NAME_IN_USE = r"AH02611: .*(File exists|name is in use)"
