@@ -24,6 +24,7 @@ such harm, whether or not anybody is there to use it.
 """
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -78,11 +79,13 @@ socket.socket(socket.AF_UNIX).bind(sys.argv[1])
     "empty": "open(sys.argv[1], 'wb').close()",
     # A whole segment, which bears the run's identity: every child knows it.
     "image": """
+import re
 import shutil
 shutil.copyfile(sys.argv[2], sys.argv[1])
 os.chmod(sys.argv[1], 0o666)
 """,
     "linked": """
+import re
 import shutil
 shutil.copyfile(sys.argv[2], sys.argv[1])
 os.chmod(sys.argv[1], 0o666)
@@ -462,3 +465,80 @@ def test_every_open_is_careful(httpd, mpm):
     server.start()
     server.graceful_stop()
     assert trespasses(server) == []
+
+
+# ---------------------------------------------------------------------------
+# The list of them
+# ---------------------------------------------------------------------------
+
+# What opens, maps, looks at, removes, signals, or changes the process.
+CALLS = r"""
+    open openat creat fopen opendir shm_open mmap shmget shmat shmctl ftok
+    stat lstat fstat fstatat access readlink
+    unlink unlinkat rename renameat link symlink mkdir chmod fchmod chown
+    fchown truncate ftruncate shm_unlink
+    kill killpg tgkill waitpid wait fork umask
+    apr_file_open apr_file_mktemp apr_dir_open apr_dir_make apr_stat apr_lstat
+    apr_file_info_get apr_file_remove apr_file_rename apr_file_link
+    apr_file_trunc apr_file_perms_set apr_shm_create apr_shm_create_ex
+    apr_shm_attach apr_shm_attach_ex apr_shm_remove apr_shm_delete
+    apr_shm_destroy apr_proc_fork apr_proc_create apr_proc_wait apr_proc_kill
+    apr_proc_detach apr_mmap_create
+""".split()
+
+LIST = os.path.join(harness.TOP, "test", "shared-words.md")
+
+
+def sources():
+    folder = os.path.join(harness.TOP, "include")
+    return [os.path.join(harness.TOP, "mod_slotmem_shm.c")] + sorted(
+        os.path.join(folder, name) for name in os.listdir(folder))
+
+
+def calls_made():
+    """{(function, call)} of the module's source."""
+    found = set()
+    for path in sources():
+        with open(path) as file:
+            text = re.sub(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"', " ",
+                          file.read(), flags=re.S)
+        # clang-format sees to it that a function's braces stand in column 0.
+        for head, body in re.findall(r"^(\w[^;{}#]*?\))\s*^\{\n(.*?)^\}", text,
+                                     re.S | re.M):
+            function = re.search(r"(\w+)\s*\(", head).group(1)
+            for call in re.findall(r"(?<![\w.>])(\w+)\s*\(", body):
+                if call in CALLS:
+                    found.add((function, call))
+    return found
+
+
+def calls_listed():
+    """{(function, call): [tests]}, from the table in shared-words.md."""
+    listed = {}
+    with open(LIST) as file:
+        section = file.read().split("## Every open")[1].split("\n## ")[0]
+    for row in re.findall(r"^\| (.*) \|$", section, re.M)[2:]:
+        cells = row.split(" | ")
+        for function in re.findall(r"`(\w+)`", cells[0]):
+            for call in re.findall(r"`(\w+)`", cells[1]):
+                listed[function, call] = re.findall(r"`(\w+)`", cells[-1])
+    return listed
+
+
+def test_every_open_is_listed_with_its_test():
+    """test/shared-words.md says of each open, attach, mapping, look, removal
+    and signal what it may meet and which test shows it; a new one belongs
+    there before anybody trusts it."""
+    made, listed = calls_made(), calls_listed()
+    assert ("platform_file_open", "open") in made       # a positive control
+    assert made - set(listed) == set(), "not listed"
+    assert set(listed) - made == set(), "listed, but gone"
+    tests = set()
+    for folder, _, names in os.walk(os.path.dirname(LIST)):
+        for name in names:
+            if name.endswith((".py", ".c")):
+                with open(os.path.join(folder, name)) as file:
+                    tests.update(re.findall(r"\b(test_\w+)\(", file.read()))
+    for call, by in listed.items():
+        assert by, f"{call} has no test"
+        assert set(by) <= tests, f"{call}: no such test"
