@@ -44,7 +44,7 @@ help:
 	@echo 'make lint       warnings and analyzers of gcc and clang, clang-tidy, cppcheck, clang-format'
 	@echo 'make unit       table, locks and layout outside httpd, sanitizers, valgrind'
 	@echo 'make model      the spin models, and their mutations'
-	@echo 'make fuzz       libFuzzer over restore and headers (FUZZ_SECONDS)'
+	@echo 'make fuzz       libFuzzer over restore, headers and what is carried over (FUZZ_SECONDS)'
 	@echo 'make test       the tests in a live httpd alone (PYTEST_ARGS)'
 	@echo 'make test-under-load    two runs of test side by side, busy loops beside them (LOAD_ROUNDS)'
 	@echo 'make soak       processes that are killed, as long as one wants (SOAK_SECONDS)'
@@ -102,6 +102,7 @@ model:
 fuzz:
 	bash test/fuzz/run.sh
 	bash test/fuzz/run-header.sh
+	bash test/fuzz/run-carry.sh
 
 test: $(MODULE)
 	$(PYTEST) -n $(JOBS) --dist loadfile test $(PYTEST_ARGS)

@@ -46,6 +46,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "apr.h"
@@ -67,6 +68,16 @@ static apr_time_t standin_clock;
 static apr_time_t standin_time_now(void)
 {
     return standin_clock++;
+}
+
+static int standin_gettime(clockid_t which, struct timespec *ts)
+{
+    apr_time_t now = standin_clock++;
+
+    (void)which;
+    ts->tv_sec = (time_t)(now / 1000000);
+    ts->tv_nsec = (long)(now % 1000000) * 1000;
+    return 0;
 }
 
 static void standin_sleep(apr_interval_time_t t)
@@ -253,6 +264,7 @@ static apr_size_t standin_shm_size(const apr_shm_t *m)
 }
 
 #define apr_time_now             standin_time_now
+#define clock_gettime            standin_gettime
 #define apr_sleep                standin_sleep
 #define sched_yield              standin_yield
 #define kill                     standin_kill
