@@ -391,6 +391,52 @@ def test_stored_file_that_is_exchanged_meanwhile(httpd, how, kind, when):
                 os.unlink(one)
 
 
+def test_directory_of_a_stored_file_that_is_exchanged_meanwhile(httpd):
+    """It is flushed after a file was renamed in it, and so opened; whoever
+    owns the one above it may put a pipe in its place."""
+    server = httpd("SlotmemTestCreate ${ROOT}/theirs/sub/abs 64 5000 "
+                   "persist+pregrab abs\n", start=False, mpm="event")
+    sub = os.path.join(server.root, "theirs", "sub")
+    os.makedirs(sub)
+    for folder in os.path.dirname(sub), sub:
+        shutil.chown(folder, server.user)
+    with_ = sub + ".with"
+    shim.preload(server, "trespass")
+    server.env.update(TRESPASS_WHEN="open", TRESPASS_PATH=sub,
+                      TRESPASS_WITH=with_)
+    server.start()
+    server.allow_log(REFUSED)
+    as_user(server.user, PLANTS["fifo"], with_)
+    for i in range(2):
+        assert server.slotmem().fgrab("abs", i).ok
+        assert server.slotmem().put("abs", i, b"changed").ok
+        server.graceful()
+    assert not os.path.exists(with_), "it was exchanged"
+    assert server.slotmem().info("abs").num_slots == 5000
+
+
+@pytest.mark.parametrize("kind", ["fifo", "symlink", "sparse", "socket"])
+def test_checkpoint_replaces_what_was_put_in_a_stored_file_s_place(httpd, kind):
+    """A helper that waited for a pipe would be the last."""
+    server = in_a_directory_of_the_childrens(httpd)
+    path = server.persist_path(f"{server.root}/theirs/abs")
+    server.start()
+    server.graceful()
+    assert server.slotmem().fgrab("abs", 0).ok
+    assert server.slotmem().put("abs", 0, b"changed").ok
+    if os.path.lexists(path):
+        os.unlink(path)
+    as_user(server.user, PLANTS[kind], path, victim(server))
+
+    def stored():
+        return (stat.S_ISREG(os.lstat(path).st_mode)
+                and os.lstat(path).st_uid == 0
+                and read(path)[8:15] == b"changed")
+
+    harness.wait_for(stored, "a checkpoint", limit=60)
+    assert read(victim(server)) == b"root's"
+
+
 FOREIGN_FILES = {"fifo", "symlink", "directory", "socket", "empty"}
 
 

@@ -467,12 +467,13 @@ typedef struct {
 static geometry_t geometry(input_t *in)
 {
     static const unsigned int sizes[] = { 0, 1, 7, 8, 24, 64, 200, 66000 };
-    static const unsigned int nums[] = { 0, 1, 2, 63, 64, 65, 130, 1025, 4097 };
+    static const unsigned int nums[] = { 0,  1,  2, 63,  64, 65,   130,
+                                         65, 64, 3, 129, 66, 1025, 4097 };
     uint64_t v = take(in, 3);
     geometry_t g;
 
     g.size = sizes[v % 8];
-    g.num = nums[(v >> 3) % 9];
+    g.num = nums[(v >> 3) % (v >> 8 & 15 ? 12 : 14)]; /* large ones seldom */
     if (g.size > 200) { /* speed is worth more than size */
         g.num %= 2;
     }

@@ -32,8 +32,8 @@
  *     TRESPASS_WHEN  look: after the first look at a file by its path (stat,
  *     TRESPASS_PATH        access, ...) that finds it,
  *     TRESPASS_WITH  open: before the first time it is opened,
- *                    what lies at WITH is renamed to PATH.  Nothing happens
- *                    while WITH is not there.
+ *                    what lies at WITH is renamed to PATH, and what was there
+ *                    to WITH.aside.  Nothing happens while WITH is not there.
  */
 
 #define _GNU_SOURCE
@@ -88,6 +88,19 @@ static int is_parent(void)
  * Exchanged between a look and an open
  */
 
+/* A directory cannot be replaced by what is none, so it goes aside first. */
+static void exchange_now(const char *target, const char *with)
+{
+    char aside[PATH_LEN + 8];
+    struct stat64 st;
+
+    snprintf(aside, sizeof aside, "%s.aside", with);
+    if (syscall(SYS_newfstatat, AT_FDCWD, with, &st, AT_SYMLINK_NOFOLLOW) == 0
+        && syscall(SYS_renameat2, AT_FDCWD, target, AT_FDCWD, aside, 0) == 0) {
+        syscall(SYS_renameat2, AT_FDCWD, with, AT_FDCWD, target, 0);
+    }
+}
+
 static void exchange(const char *when, const char *path)
 {
     const char *wanted = getenv("TRESPASS_WHEN");
@@ -97,7 +110,7 @@ static void exchange(const char *when, const char *path)
 
     if (wanted && target && with && path && !strcmp(wanted, when)
         && !strcmp(target, path)) {
-        syscall(SYS_renameat2, AT_FDCWD, with, AT_FDCWD, target, 0);
+        exchange_now(target, with);
     }
     errno = saved;
 }
