@@ -12,6 +12,7 @@
 APXS       ?= apxs
 CC         ?= cc
 CLANG      ?= clang
+CLANG_TIDY ?= clang-tidy
 PYTHON     ?= /usr/bin/python3
 # Tests wait more than they work.
 JOBS       ?= 4
@@ -40,10 +41,10 @@ install: $(MODULE)
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo 'make lint       warnings of gcc and clang, cppcheck, clang-format'
+	@echo 'make lint       warnings and analyzers of gcc and clang, clang-tidy, cppcheck, clang-format'
 	@echo 'make unit       table, locks and layout outside httpd, sanitizers, valgrind'
 	@echo 'make model      the spin models, and their mutations'
-	@echo 'make fuzz       libFuzzer over restore and headers (FUZZ_SECONDS)'
+	@echo 'make fuzz       libFuzzer over restore, headers and what is carried over (FUZZ_SECONDS)'
 	@echo 'make test       the tests in a live httpd alone (PYTEST_ARGS)'
 	@echo 'make test-under-load    two runs of test side by side, busy loops beside them (LOAD_ROUNDS)'
 	@echo 'make coverage   lines and branches that the tests run, by section'
@@ -89,6 +90,8 @@ lint:
 	    '-DAPR_UINT64_T_FMT="lu"' '-DAPR_TIME_T_FMT="ld"' -DATOMIC_LLONG_LOCK_FREE=2 \
 	    -DAPR_HAS_FORK=1 -DAPR_HAS_SHARED_MEMORY=1 -DAPR_HAS_THREADS=1 \
 	    -Iinclude mod_slotmem_shm.c
+	$(CC) -std=gnu11 -O2 -fanalyzer -Werror $(FLAGS) -S -o /dev/null mod_slotmem_shm.c
+	$(CLANG_TIDY) --quiet mod_slotmem_shm.c include/*.h -- -x c -std=gnu11 $(FLAGS)
 	clang-format --dry-run -Werror $(C_SOURCES)
 	for script in .ci/run $$(find test -name '*.sh'); do bash -n $$script || exit 1; done
 
@@ -101,6 +104,7 @@ model:
 fuzz:
 	bash test/fuzz/run.sh
 	bash test/fuzz/run-header.sh
+	bash test/fuzz/run-carry.sh
 
 test: $(MODULE)
 	$(PYTEST) -n $(JOBS) --dist loadfile test $(PYTEST_ARGS)

@@ -41,7 +41,8 @@ case $1 in
     build) wanted=$build ;;
     demo) wanted=$demo ;;
     check) wanted="$demo python3-pytest python3-pytest-xdist procps strace
-                   clang clang-format libclang-rt-dev cppcheck valgrind
+                   clang clang-format clang-tidy libclang-rt-dev cppcheck
+                   valgrind
                    libcmocka-dev spin tidy" ;;
     bench) wanted="$demo valgrind wrk" ;;
     screenshot) wanted="$demo chromium fonts-dejavu-core" ;;
