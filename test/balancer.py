@@ -223,6 +223,7 @@ class Manager:
         for one in node.iter(XMLNS + "worker"):
             # Init says only that the child which answers has used the member.
             status = frozenset(text(one, "status").split()) - {"Init"}
+            assert text(one, "name") not in members, "a member shown twice"
             members[text(one, "name")] = Member(
                 text(one, "name"), text(one, "route"),
                 float(text(one, "loadfactor")), int(text(one, "lbset")),
