@@ -249,22 +249,22 @@ class Site:
                                  if name in self.alone else 0]
 
     def _conf(self):
-        main, vhosts = [], []
+        """Each balancer in a virtual host, most of them in the first.
+
+        One of the main server would be every virtual host's too: they share
+        the very members, and the last one's segment is what counts.
+        """
+        hosts = {port: [] for port in self.server.ports[:1]}
         for name, configuration in self.configurations.items():
-            if configuration is None:
-                continue
-            text = balancer.cluster(
-                [self.url[letter] for letter in configuration.members],
-                name, "/" + name, f"growth={configuration.growth}" if configuration.growth
-                else "")
-            if name in self.alone:
-                vhosts.append(f"<VirtualHost 127.0.0.1:{self.port(name)}>\n"
-                              "ProxyPassInherit Off\nBalancerPersist On\n"
-                              f"{text}</VirtualHost>\n")
-            else:
-                main.append(text)
-        return ("BalancerPersist On\n" + balancer.MANAGER
-                + "".join(main + vhosts))
+            if configuration is not None:
+                hosts.setdefault(self.port(name), []).append(balancer.cluster(
+                    [self.url[letter] for letter in configuration.members],
+                    name, "/" + name, f"growth={configuration.growth}"
+                    if configuration.growth else ""))
+        return balancer.MANAGER + "".join(
+            f"<VirtualHost 127.0.0.1:{port}>\nBalancerPersist On\n"
+            f"{''.join(texts)}</VirtualHost>\n"
+            for port, texts in hosts.items())
 
     def configure(self, configurations, kind):
         """{name: Configuration or None}, and the restart that reads it."""
@@ -291,13 +291,24 @@ class Site:
     def set_timeout(self, name, seconds):
         self.manager_of(name).change_balancer(name, b_tmo=str(seconds))
 
-    def look_at(self, name, model):
-        """Seen, of one balancer.
+    def look(self, models):
+        """Seen or an error, of each balancer in models; {name: that}.
 
         Requests go on until all that the model expects have answered, or have
         had many chances; and until anybody else has had some.
         """
-        shown = self.manager_of(name).balancers()[name]
+        shown = {}
+        for port in {self.port(name) for name in models}:
+            shown.update(balancer.Manager(self.server, port).balancers())
+        found = {}
+        for name, model in models.items():
+            try:
+                found[name] = self._look_at(name, shown[name], model)
+            except (AssertionError, KeyError) as error:
+                found[name] = error
+        return found
+
+    def _look_at(self, name, shown, model):
         members, strange = {}, []
         for url, member in shown.members.items():
             if url in self.letter:
@@ -305,9 +316,9 @@ class Site:
                     "Dis" in member.status, member.load_factor, member.lbset)
             else:
                 strange.append(url)
+        form = self.manager_of(name).form(name, nonce=shown.nonce)
         seen = Seen(members, tuple(strange), shown.timeout,
-                    "b_nwrkr" in self.manager_of(name).form(name).fields,
-                    frozenset())
+                    "b_nwrkr" in form.fields, frozenset())
         return seen._replace(served=self._served(name, seen, model))
 
     def _served(self, name, seen, model):
@@ -316,9 +327,10 @@ class Site:
             status, _ = self.server.get(f"/{name}/who", port=self.port(name))
             assert status == 503, f"{name} was answered by nobody: {status}"
             return frozenset()
+        # By its load factor each has its turn in so many requests.
+        turns = 2 + int(sum(state.factor for state in seen.members.values()))
         for i in range(200):
-            # By its load factor each has its turn in so many requests.
-            if i >= 4 + 4 * len(seen.members) and served >= expected:
+            if i >= turns and served >= expected:
                 break
             status, body = self.server.get(f"/{name}/who",
                                            port=self.port(name))
