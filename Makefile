@@ -48,6 +48,7 @@ help:
 	@echo 'make test-under-load    two runs of test side by side, busy loops beside them (LOAD_ROUNDS)'
 	@echo 'make soak       processes that are killed, as long as one wants (SOAK_SECONDS)'
 	@echo 'make hostile    children that overwrite everything (HOSTILE_SECONDS)'
+	@echo 'make members    random edits of a balancer, restarts and kills (SEEDS, FIRST)'
 	@echo 'make torture    balancer under ab: restarts and kills, lost of how many'
 	@echo 'make bench      ours and stock side by side; bench-plot, bench-scale'
 	@echo 'make callgrind  instructions of the hot calls against the kept table'
@@ -114,6 +115,14 @@ soak: $(MODULE)
 hostile: $(MODULE)
 	$(PYTHON) -B test/hostile.py
 
+SEEDS ?= 1000
+FIRST ?= 0
+members: $(MODULE)
+	MEMBERS_SEEDS=$(SEEDS) MEMBERS_FIRST=$(FIRST) \
+	    $(PYTHON) -B test/members_random.py
+	MEMBERS_SEEDS=$(SEEDS) MEMBERS_FIRST=$(FIRST) \
+	    $(PYTHON) -B test/members_random.py --stock
+
 torture: $(MODULE)
 	$(PYTHON) -B test/torture.py
 
@@ -146,5 +155,5 @@ clean:
 	    mod_slotmem_shm.slo mod_slotmem_shm.o
 
 .PHONY: all install help demo check lint unit model fuzz test test-under-load \
-        soak hostile torture bench bench-plot bench-scale callgrind \
+        soak hostile members torture bench bench-plot bench-scale callgrind \
         screenshot check-intree portability format clean

@@ -266,15 +266,15 @@ class Site:
             f"{''.join(texts)}</VirtualHost>\n"
             for port, texts in hosts.items())
 
-    def configure(self, configurations, kind):
-        """{name: Configuration or None}, and the restart that reads it."""
+    def configure(self, configurations, restart):
+        """{name: Configuration or None}, and restart(server) to read it."""
         self.configurations.update(configurations)
         self.server.conf = self._conf()
         if self.server.process is None:
             self.server.start()
         else:
             self.server.write_config()
-            RESTARTS[kind](self.server)
+            restart(self.server)
 
     def manager_of(self, name):
         return balancer.Manager(self.server, self.port(name))

@@ -249,7 +249,7 @@ class Run:
     of what was not as it should be."""
 
     def __init__(self, httpd, backends, names, kind, **options):
-        self.kind = kind
+        self.restart = RESTARTS[kind]
         self.wrong = {name: [] for name in names}
         self.site = Site(httpd, backends, names,
                          [name for name in names if BY_NAME[name].alone],
@@ -278,7 +278,7 @@ class Run:
                  for name in self.sound()}
         logged = len(self.site.server.log())
         self.site.configure({name: Configuration.parse(step.configuration)
-                             for name, step in steps.items()}, self.kind)
+                             for name, step in steps.items()}, self.restart)
         for name, step in steps.items():
             if i < len(BY_NAME[name].steps):
                 self.models[name] = expectation(step, self.models[name])
@@ -326,7 +326,7 @@ class Run:
 
     def again(self, what):
         logged = len(self.site.server.log())
-        self.site.configure({}, self.kind)
+        self.site.configure({}, self.restart)
         for name in self.sound():
             self.check_warnings(name, logged, False)
         self.check(what)
