@@ -51,6 +51,7 @@ help:
 	@echo 'make mutants    faults put into the module, each to be caught (MUTANTS, MUTANT_JOBS)'
 	@echo 'make soak       processes that are killed, as long as one wants (SOAK_SECONDS)'
 	@echo 'make hostile    children that overwrite everything (HOSTILE_SECONDS)'
+	@echo 'make members    random edits of a balancer, restarts and kills (SEEDS, FIRST)'
 	@echo 'make torture    balancer under ab: restarts and kills, lost of how many'
 	@echo 'make bench      ours and stock side by side; bench-plot, bench-scale'
 	@echo 'make callgrind  instructions of the hot calls against the kept table'
@@ -126,6 +127,14 @@ soak: $(MODULE)
 hostile: $(MODULE)
 	$(PYTHON) -B test/hostile.py
 
+SEEDS ?= 1000
+FIRST ?= 0
+members: $(MODULE)
+	MEMBERS_SEEDS=$(SEEDS) MEMBERS_FIRST=$(FIRST) \
+	    $(PYTHON) -B test/members_random.py
+	MEMBERS_SEEDS=$(SEEDS) MEMBERS_FIRST=$(FIRST) \
+	    $(PYTHON) -B test/members_random.py --stock
+
 torture: $(MODULE)
 	$(PYTHON) -B test/torture.py
 
@@ -159,4 +168,5 @@ clean:
 
 .PHONY: all install help demo check lint unit model fuzz test test-under-load \
         coverage mutants soak hostile torture bench bench-plot bench-scale callgrind \
+        soak hostile members torture bench bench-plot bench-scale callgrind \
         screenshot check-intree portability format clean
