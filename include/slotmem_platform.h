@@ -778,8 +778,8 @@ static enum platform_bearer platform_object_bears(const platform_object_t *o,
 }
 
 /*
- * apr_shm_create() under `key` failed, and before it there was nothing: what
- * APR leaves then is removed, else that name could not be had again.  Before
+ * apr_shm_create() under `key` failed, and not with EEXIST: what APR leaves
+ * then is removed, else that name could not be had again.  Before
  * 1.7.1 that is the key file after shmget() failed, and the segment as well
  * after shmat() did; in the file kind nothing.
  */
@@ -800,8 +800,8 @@ static void platform_create_failed(const char *key)
     if (rv == 0 && o.kind == PLATFORM_SHM_SYSV && o.creator == getpid()) {
         platform_object_remove(&o, key);
     }
-    else {
-        /* Under that number stands somebody else's segment, or none. */
+    else if (rv == EIDRM || rv == EACCES) {
+        /* Under that number stands no segment, or somebody else's. */
         unlink(key);
     }
     if (rv == 0) {
