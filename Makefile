@@ -54,6 +54,7 @@ help:
 	@echo 'make screenshot the status page for the README'
 	@echo 'make check-intree   build and test inside an httpd source tree'
 	@echo 'make portability    compilers, standards, word sizes, other APR builds'
+	@echo 'make platforms  the tests on other systems and processors (SYSTEMS)'
 	@echo 'make format     clang-format the C sources'
 	@echo 'make clean'
 
@@ -138,6 +139,9 @@ check-intree:
 portability:
 	bash test/portability/run.sh
 
+platforms:
+	$(PYTHON) -B test/platforms/run.py $(SYSTEMS)
+
 format:
 	clang-format -i $(C_SOURCES)
 
@@ -147,4 +151,4 @@ clean:
 
 .PHONY: all install help demo check lint unit model fuzz test test-under-load \
         soak hostile torture bench bench-plot bench-scale callgrind \
-        screenshot check-intree portability format clean
+        screenshot check-intree portability platforms format clean
