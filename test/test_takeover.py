@@ -40,8 +40,7 @@ import sharedmem
 import shim
 import storedfile
 
-NEEDS_ROOT = needs_root = pytest.mark.skipif(os.geteuid() != 0,
-                                             reason="needs root")
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 CONF = """
 SlotmemTestCreate seg 64 10 persist+pregrab
