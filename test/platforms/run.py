@@ -57,6 +57,11 @@ PACKAGES = ("apache2-bin apache2-dev apache2-utils python3 python3-pytest "
             "python3-pytest-xdist gcc libc6-dev make curl procps util-linux "
             "libcmocka-dev tidy perl").split()
 
+# What is essential to Debian, for roots that are only unpacked.
+ESSENTIAL = ("base-files base-passwd bash coreutils dash findutils grep gzip "
+             "hostname libc-bin login mawk ncurses-base perl-base sed "
+             "tar").split()
+
 # What is tried everywhere: the contract, what is stored, what comes back, and
 # what a killed run leaves.
 CORE = ["test/test_contract.py", "test/test_store.py", "test/test_restore.py",
@@ -119,7 +124,8 @@ def make_root(system):
     foreign = system.qemu is not None
     command = ["nice", "mmdebstrap", f"--architectures={system.arch}",
                "--variant=" + ("extract" if foreign else "minbase"),
-               "--include=" + ",".join(PACKAGES),
+               "--include=" + ",".join(
+                   PACKAGES + (ESSENTIAL if foreign else [])),
                '--aptopt=APT::Install-Recommends "false"',
                "--dpkgopt=path-exclude=/usr/share/doc/*",
                "--dpkgopt=path-exclude=/usr/share/man/*"]
@@ -145,11 +151,13 @@ def finish_unpacked(root):
         if not os.path.exists(path):
             shutil.copy(os.path.join(root, "usr/share/base-passwd",
                                      name + ".master"), path)
-    for link, target in (("usr/bin/cc", "gcc"), ("usr/bin/perl5", "perl"),
-                         ("usr/bin/awk", "mawk")):
+    for link, target in (("usr/bin/cc", "gcc"), ("usr/bin/awk", "mawk"),
+                         ("bin/sh", "dash")):
         path = os.path.join(root, link)
         if not os.path.lexists(path):
             os.symlink(target, path)
+    for folder in "proc", "dev", "sys":
+        os.makedirs(os.path.join(root, folder), exist_ok=True)
     for folder in "tmp", "var/tmp":
         os.makedirs(os.path.join(root, folder), exist_ok=True)
         os.chmod(os.path.join(root, folder), 0o1777)
