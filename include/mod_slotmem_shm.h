@@ -99,10 +99,11 @@ static inline uint64_t slotmem_shm_file_size(uint64_t item_size,
     return item_num * (item_size + 1) + fixed;
 }
 
-#define SLOTMEM_SHM_KIND_NONE       0u /* nobody's                         */
-#define SLOTMEM_SHM_KIND_CONFIGURED 1u /* claimed by the parent, before it
+#define SLOTMEM_SHM_KIND_NONE 0u /* nobody's                         */
+#define SLOTMEM_SHM_KIND_CONFIGURED                                            \
+    1u                              /* claimed by the parent, before it
                                           forked children                  */
-#define SLOTMEM_SHM_KIND_RUNTIME    2u /* claimed at run time              */
+#define SLOTMEM_SHM_KIND_RUNTIME 2u /* claimed at run time              */
 
 /* "slotkind" read as a 64-bit number. */
 #define SLOTMEM_SHM_TRAILER_MAGIC UINT64_C(0x646e696b746f6c73)
@@ -162,10 +163,12 @@ struct slotmem_shm_header {
     uint64_t slots_offset; /* 32: of slot 0, from the header                 */
     uint64_t total_size;   /* 40: bytes from the header to the slack's end   */
     uint64_t generation;   /* 48: of the MPM, when the segment was made      */
-    uint64_t pid;          /* 56: of the process that made it                */
+    uint64_t pid;          /* 56: of the server's parent process             */
     unsigned char run[SLOTMEM_SHM_RUN_LEN]; /* 64: identity of the run       */
-    uint64_t stored;    /* 80: when last stored, microseconds since 1970  */
-    uint64_t unused[5]; /* 88: zero                                       */
+    uint64_t stored; /* 80: when last stored, microseconds since 1970        */
+    uint64_t birth;  /* 88: of the parent, as slotmem_locks.h has it         */
+    unsigned char directory[16]; /*  96: identity of the runtime directory   */
+    uint64_t unused[2];          /* 112: zero                                */
 };
 
 #endif /* MOD_SLOTMEM_SHM_H */

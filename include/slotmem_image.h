@@ -68,8 +68,8 @@ typedef struct {
     enum slotmem_image_form form;
     uint64_t item_size; /* bytes in a slot                              */
     unsigned int item_num;
-    unsigned int type;  /* AP_SLOTMEM_TYPE_* bits                       */
-    uint64_t size;      /* bytes of the image, from the file's start    */
+    unsigned int type; /* AP_SLOTMEM_TYPE_* bits                       */
+    uint64_t size;     /* bytes of the image, from the file's start    */
 } slotmem_image_t;
 
 enum slotmem_image_result {
@@ -211,9 +211,8 @@ static inline int slotmem_image_find(const slotmem_image_source_t *source,
                                      const slotmem_image_t *wanted,
                                      slotmem_image_t *list)
 {
-    uint64_t size = wanted ? slotmem_shm_file_size(wanted->item_size,
-                                                   wanted->item_num)
-                           : 0;
+    uint64_t size =
+        wanted ? slotmem_shm_file_size(wanted->item_size, wanted->item_num) : 0;
     int n = 0, found = 0;
     uint64_t end;
 
@@ -226,8 +225,8 @@ static inline int slotmem_image_find(const slotmem_image_source_t *source,
     if (found < 0 || slotmem_image_end(source, &end) != 0) {
         return -1;
     }
-    found = end == size && n ? 0
-                             : slotmem_image_described(source, end, &list[n]);
+    found =
+        end == size && n ? 0 : slotmem_image_described(source, end, &list[n]);
     if (found < 0) {
         return -1;
     }
@@ -238,8 +237,9 @@ static inline int slotmem_image_find(const slotmem_image_source_t *source,
         list[n++].size = source->size;
     }
     else if (size
-             && source->size == size - SLOTMEM_SHM_FILE_DESC_SIZE
-                                    - SLOTMEM_SHM_FILE_DIGEST_SIZE) {
+             && source->size
+                    == size - SLOTMEM_SHM_FILE_DESC_SIZE
+                           - SLOTMEM_SHM_FILE_DIGEST_SIZE) {
         list[n] = *wanted;
         list[n].form = SLOTMEM_IMAGE_BARE;
         list[n++].size = source->size;
@@ -260,8 +260,8 @@ static inline int slotmem_image_part_read(const slotmem_image_source_t *source,
     size_t i;
 
     for (off = 0; off < len; off += sizeof(buffer)) {
-        size_t here = len - off < sizeof(buffer) ? (size_t)(len - off)
-                                                 : sizeof(buffer);
+        size_t here =
+            len - off < sizeof(buffer) ? (size_t)(len - off) : sizeof(buffer);
 
         if (slotmem_image_bytes(source, start + off, buffer, here) != 0) {
             return -1;
@@ -363,7 +363,8 @@ static inline int slotmem_image_kinds(const slotmem_image_source_t *source,
     apr_md5_ctx_t md5;
     unsigned int i;
 
-    if (source->size - image->size < slotmem_shm_trailer_size(image->item_num)) {
+    if (source->size - image->size
+        < slotmem_shm_trailer_size(image->item_num)) {
         return 0;
     }
     if (slotmem_image_bytes(source, image->size, kinds, image->item_num) != 0

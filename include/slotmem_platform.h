@@ -16,9 +16,9 @@
 
 /**
  * @file  slotmem_platform.h
- * @brief What differs from one system to the next: when a process began,
- *        which boot this is, how a file is flushed, and above all where APR
- *        puts shared memory, and how to find, judge and remove it there.
+ * @brief What differs from one system to the next: when a process began, how
+ *        a file is flushed, and above all where APR puts shared memory, and
+ *        how to make, find, judge and remove it there.
  *
  * Of APR only the macros of apr.h are used.  Functions answer 0 or an errno,
  * which on these systems is an apr_status_t.
@@ -59,6 +59,9 @@
 #include <sys/mman.h>
 #include <sys/shm.h>
 #include <sys/stat.h>
+#ifdef __linux__
+#include <sys/sysmacros.h>
+#endif
 #include <sys/time.h>
 #include <sys/types.h>
 #include <unistd.h>
@@ -256,78 +259,6 @@ static enum platform_process platform_process_birth(pid_t pid, uint64_t *birth)
 #endif
 }
 
-/* ==================== the boot ==================== */
-
-#define PLATFORM_BOOT_SIZE 64u
-
-/*
- * One word that is another after each boot, which ends all shared memory;
- * "-" where the system has none, and then a list of segments from before the
- * boot is believed: the segments it names are not found, which is harmless.
- */
-static void platform_boot_id(char text[PLATFORM_BOOT_SIZE])
-{
-#ifdef PLATFORM_BSD
-    struct timeval began;
-    size_t len;
-#endif
-
-    strcpy(text, "-");
-#ifdef __linux__
-    {
-        int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-        ssize_t got = fd < 0 ? -1 : read(fd, text, PLATFORM_BOOT_SIZE - 1);
-
-        if (fd >= 0) {
-            close(fd);
-        }
-        text[got > 0 ? got : 0] = '\0';
-        text[strcspn(text, " \n")] = '\0';
-        if (!text[0]) {
-            strcpy(text, "-");
-        }
-    }
-#elif defined(PLATFORM_BSD)
-#ifdef __APPLE__
-    /* A UUID.  By reading only. */
-    len = PLATFORM_BOOT_SIZE;
-    if (sysctlbyname("kern.bootsessionuuid", text, &len, NULL, 0) == 0
-        && text[0]) {
-        text[PLATFORM_BOOT_SIZE - 1] = '\0';
-        return;
-    }
-#elif defined(__FreeBSD__)
-    /* 16 random bytes, since FreeBSD 13.  By reading only. */
-    {
-        unsigned char id[16];
-        unsigned int i;
-
-        len = sizeof(id);
-        if (sysctlbyname("kern.boot_id", id, &len, NULL, 0) == 0
-            && len == sizeof(id)) {
-            for (i = 0; i < sizeof(id); i++) {
-                snprintf(text + 2 * i, 3, "%02x", id[i]);
-            }
-            return;
-        }
-    }
-#endif
-    /* When it booted, which moves when somebody sets the clock; then the
-     * stored files are used instead of the memory, as after a boot.  By
-     * reading only. */
-    {
-        int mib[2] = { CTL_KERN, KERN_BOOTTIME };
-
-        len = sizeof(began);
-        if (sysctl(mib, 2, &began, &len, NULL, 0) == 0
-            && len == sizeof(began)) {
-            snprintf(text, PLATFORM_BOOT_SIZE, "boottime-%lld",
-                     (long long)began.tv_sec);
-        }
-    }
-#endif
-}
-
 /* ==================== files ==================== */
 
 /*
@@ -343,6 +274,24 @@ static int platform_flush(int fd)
 #endif
     return fsync(fd) == 0 ? 0 : errno;
 }
+
+/* Has the disk keep everything of the file system of an open directory.  Since
+ * Linux 5.8 it tells of each error since that was opened; elsewhere nothing
+ * tells when it is done, so there each file is flushed by itself. */
+#ifdef __linux__
+#define PLATFORM_FLUSHES_SYSTEMS 1
+static int platform_flush_system(int fd)
+{
+    return syncfs(fd) == 0 ? 0 : errno;
+}
+#else
+#define PLATFORM_FLUSHES_SYSTEMS 0
+static int platform_flush_system(int fd)
+{
+    (void)fd;
+    return ENOSYS;
+}
+#endif
 
 /* Does that errno of open(O_NOFOLLOW) say that the last part of the path is a
  * symbolic link?  POSIX has ELOOP; FreeBSD answers EMLINK, NetBSD EFTYPE. */
@@ -752,16 +701,20 @@ static void platform_object_remove(const platform_object_t *o, const char *key)
     }
 }
 
+/* Chooses by a header, which is a claim, since every child can write it: good
+ * enough to remove what is `uid`'s, no more. */
+typedef int platform_wanted_fn(const struct slotmem_shm_header *head,
+                               const void *ctx);
+
 enum platform_bearer {
-    PLATFORM_BEARS, /* the run's identity                              */
+    PLATFORM_BEARS, /* a header that is wanted                          */
     PLATFORM_EMPTY, /* nothing: its maker died before it wrote anything */
-    PLATFORM_OTHER  /* something else, or it cannot be read            */
+    PLATFORM_OTHER  /* something else, or it cannot be read             */
 };
 
-/* Whose run does the object belong to, by its header?  A claim, since every
- * child can write it: good enough to remove what is `uid`'s, no more. */
 static enum platform_bearer platform_object_bears(const platform_object_t *o,
-                                                  const unsigned char *run)
+                                                  platform_wanted_fn *wanted,
+                                                  const void *ctx)
 {
     struct slotmem_shm_header head;
     static const struct slotmem_shm_header nothing;
@@ -769,44 +722,190 @@ static enum platform_bearer platform_object_bears(const platform_object_t *o,
     if (platform_object_read(o, o->header, &head, sizeof(head)) != 0) {
         return PLATFORM_OTHER;
     }
-    if (head.magic == SLOTMEM_SHM_MAGIC
-        && memcmp(head.run, run, sizeof(head.run)) == 0) {
+    if (head.magic == SLOTMEM_SHM_MAGIC && wanted(&head, ctx)) {
         return PLATFORM_BEARS;
     }
     return memcmp(&head, &nothing, sizeof(head)) == 0 ? PLATFORM_EMPTY
                                                       : PLATFORM_OTHER;
 }
 
-/*
- * apr_shm_create() under `key` failed, and not with EEXIST: what APR leaves
- * then is removed, else that name could not be had again.  Before
- * 1.7.1 that is the key file after shmget() failed, and the segment as well
- * after shmat() did; in the file kind nothing.
- */
-static void platform_create_failed(const char *key)
+/* Every page of a new object is there, or this says why not: to allocate is
+ * an error where to touch would be a SIGBUS.  A signal may interrupt it. */
+static int platform_back(int fd, size_t len)
 {
-    platform_object_t o;
-    struct stat st;
-    int fd, rv;
+    int rv = ftruncate(fd, (off_t)len) == 0 ? 0 : errno;
 
-    if (platform_file_open(key, O_RDONLY, geteuid(), &fd, &st) != 0) {
-        return;
+#ifndef __APPLE__ /* no such call, and no file system under it */
+    if (rv == 0) {
+        do {
+            rv = posix_fallocate(fd, 0, (off_t)len);
+        } while (rv == EINTR);
+    }
+#endif
+    return rv;
+}
+
+/* A new file of our own, for an object or for a key: readable by nobody else
+ * from its first instant, which apr_shm_create() does not see to. */
+static int platform_new_file(const char *path)
+{
+    return open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+}
+
+static int platform_mapped_make(const char *path, size_t size,
+                                platform_object_t *o)
+{
+    int rv;
+
+    o->fd = platform_new_file(path);
+    if (o->fd < 0) {
+        return errno;
+    }
+    o->size = size;
+    rv = platform_back(o->fd, size);
+    if (rv == 0
+        && pwrite(o->fd, &size, sizeof(size), 0) != (ssize_t)sizeof(size)) {
+        rv = EIO;
+    }
+    if (rv != 0) {
+        unlink(path);
+    }
+    return rv;
+}
+
+static int platform_posix_make(const char *key, size_t size,
+                               platform_object_t *o)
+{
+    char name[sizeof(PLATFORM_DIR) + PLATFORM_NAME_SIZE];
+#ifdef __linux__
+    strcpy(name, PLATFORM_DIR);
+    platform_posix_name(key, name + sizeof(PLATFORM_DIR) - 1);
+    return platform_mapped_make(name, size, o);
+#elif APR_USE_SHMEM_MMAP_SHM
+    /* By reading only. */
+    platform_posix_name(key, name);
+    o->fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
+    if (o->fd < 0) {
+        return errno;
+    }
+    o->size = size;
+    if (platform_back(o->fd, size) != 0) {
+        shm_unlink(name);
+        return ENOSPC;
+    }
+    return 0;
+#else
+    (void)name;
+    (void)key;
+    (void)size;
+    (void)o;
+    return ENOSYS;
+#endif
+}
+
+static int platform_sysv_make(const char *key, size_t size,
+                              platform_object_t *o)
+{
+    int fd = platform_new_file(key), rv = 0;
+    key_t number;
+
+    if (fd < 0) {
+        return errno;
+    }
+    if (write(fd, &size, sizeof(size)) != (ssize_t)sizeof(size)) {
+        rv = ENOSPC;
     }
     close(fd);
-    if (st.st_size > (off_t)sizeof(size_t)) {
-        return;
-    }
-    rv = platform_object_open(&o, key, geteuid());
-    if (rv == 0 && o.kind == PLATFORM_SHM_SYSV && o.creator == getpid()) {
-        platform_object_remove(&o, key);
-    }
-    else if (rv == EIDRM || rv == EACCES) {
-        /* Under that number stands no segment, or somebody else's. */
+    number = rv == 0 ? ftok(key, (int)platform_hash(key)) : (key_t)-1;
+    o->shmid = number == (key_t)-1
+                   ? -1
+                   : shmget(number, size, IPC_CREAT | IPC_EXCL | 0600);
+    if (o->shmid < 0) {
+        rv = rv ? rv : errno;
         unlink(key);
+        return rv;
     }
-    if (rv == 0) {
-        platform_object_close(&o);
+    o->size = size;
+    return 0;
+}
+
+/*
+ * Makes the object of a key, as apr_shm_create() would for `len` bytes, so
+ * that apr_shm_attach() finds it; but 0600 from its first instant, and with
+ * every page there.  EEXIST: the name is taken.
+ */
+static int platform_object_make(platform_object_t *o, const char *key,
+                                size_t len)
+{
+    int rv;
+
+    platform_object_init(o, platform_shm_kind());
+    switch (o->kind) {
+    case PLATFORM_SHM_SYSV:
+        return platform_sysv_make(key, len, o);
+    case PLATFORM_SHM_FILE:
+        rv = platform_mapped_make(key, len + o->header, o);
+        break;
+    case PLATFORM_SHM_POSIX:
+    default:
+        rv = platform_posix_make(key, len + o->header, o);
     }
+    if (rv != 0) {
+        platform_object_close(o);
+    }
+    return rv;
+}
+
+/* Does the line of /proc/PID/maps show that file?  "from-to rights offset
+ * major:minor inode path". */
+static int platform_line_shows(const char *line, const struct stat *st)
+{
+    unsigned int major_id, minor_id;
+    unsigned long long inode;
+
+    return sscanf(line, "%*s %*s %*s %x:%x %llu", &major_id, &minor_id, &inode)
+               == 3
+           && inode == (unsigned long long)st->st_ino
+           && makedev(major_id, minor_id) == st->st_dev;
+}
+
+/* Does process `pid` map it?  Who may not be looked at may. */
+static int platform_process_maps(const char *pid, const struct stat *st)
+{
+    char path[64], line[512];
+    int found = 0;
+    FILE *maps;
+
+    snprintf(path, sizeof(path), "/proc/%s/maps", pid);
+    maps = fopen(path, "r");
+    if (!maps) {
+        return errno == EACCES || errno == EPERM;
+    }
+    while (!found && fgets(line, sizeof(line), maps)) {
+        found = platform_line_shows(line, st);
+    }
+    found |= ferror(maps) && (errno == EACCES || errno == EPERM);
+    fclose(maps);
+    return found;
+}
+
+/* Does any living process map it?  Where that cannot be told, perhaps. */
+static int platform_is_mapped(const struct stat *st)
+{
+    DIR *proc = opendir("/proc");
+    struct dirent *entry;
+    int seen = 0, found = 0;
+
+    while (proc && !found && (entry = readdir(proc)) != NULL) {
+        if (entry->d_name[0] >= '0' && entry->d_name[0] <= '9') {
+            seen = 1;
+            found = platform_process_maps(entry->d_name, st);
+        }
+    }
+    if (proc) {
+        closedir(proc);
+    }
+    return found || !seen;
 }
 
 /*
@@ -816,7 +915,10 @@ static void platform_create_failed(const char *key)
  * alone, and no process of this run uses the name.  Of an absolute name only
  * what nobody can be using is removed.
  *
- *     a POSIX object, a mapped file     if `ours`
+ *     a POSIX object                    if `ours`; or if it is this user's and
+ *                                       nobody maps it: a dead run's, of this
+ *                                       module or of httpd's own
+ *     a mapped file                     if `ours`
  *     a key file without a segment      always: the machine booted, or whoever
  *                                       made it died in between
  *     a segment of this user            if `ours`; or if nobody has it mapped
@@ -842,13 +944,14 @@ static int platform_name_clear(const char *key, int ours, int *hold)
     *hold = -1;
     rv = platform_posix_open(key, geteuid(), &fd, &st);
     if (rv == 0) {
+        free = ours || !platform_is_mapped(&st);
         close(fd);
     }
     if (rv != ENOENT) {
-        if (ours) {
+        if (free) {
             platform_posix_unlink(key);
         }
-        return ours;
+        return free;
     }
     rv = platform_file_open(key, O_RDONLY, geteuid(), &fd, &st);
     if (rv != 0) {
@@ -895,11 +998,11 @@ static int platform_ends_with(const char *text, const char *end)
 
 /*
  * Key files (System V) and mapped files in the runtime directory, which must
- * be ours alone just now: those whose segment bears `run`, and key files that
+ * be ours alone just now: those whose header is wanted, and key files that
  * lead to nothing, or to a segment that its dead maker left empty.
  */
-static void platform_sweep_keys(const char *dir, const unsigned char *run,
-                                uid_t uid)
+static void platform_sweep_keys(const char *dir, platform_wanted_fn *wanted,
+                                const void *ctx, uid_t uid)
 {
     DIR *d = opendir(dir);
     struct dirent *entry;
@@ -923,7 +1026,7 @@ static void platform_sweep_keys(const char *dir, const unsigned char *run,
         if (rv != 0) {
             continue;
         }
-        bears = platform_object_bears(&o, run);
+        bears = platform_object_bears(&o, wanted, ctx);
         if (bears == PLATFORM_BEARS
             || (bears == PLATFORM_EMPTY && o.kind == PLATFORM_SHM_SYSV
                 && kill(o.creator, 0) != 0 && errno == ESRCH)) {
@@ -936,14 +1039,15 @@ static void platform_sweep_keys(const char *dir, const unsigned char *run,
     }
 }
 
-/* POSIX objects of `uid` that bear `run`.  Their names are hashes, so all have
+/* POSIX objects of `uid` whose header is wanted.  Their names are hashes, so all have
  * to be looked at, and only Linux has them where they can be. */
-static void platform_sweep_posix(const unsigned char *run, uid_t uid)
+static void platform_sweep_posix(platform_wanted_fn *wanted, const void *ctx,
+                                 uid_t uid)
 {
 #ifdef __linux__
     DIR *d = opendir(PLATFORM_DIR);
     struct dirent *entry;
-    char path[sizeof(PLATFORM_DIR) + NAME_MAX + 1];
+    char path[sizeof(PLATFORM_DIR) + 1 + sizeof(entry->d_name)];
     platform_object_t o;
     struct stat st;
 
@@ -957,7 +1061,7 @@ static void platform_sweep_posix(const unsigned char *run, uid_t uid)
             continue;
         }
         o.size = (uint64_t)st.st_size;
-        if (platform_object_bears(&o, run) == PLATFORM_BEARS) {
+        if (platform_object_bears(&o, wanted, ctx) == PLATFORM_BEARS) {
             unlink(path);
         }
         platform_object_close(&o);
@@ -966,14 +1070,16 @@ static void platform_sweep_posix(const unsigned char *run, uid_t uid)
         closedir(d);
     }
 #else
-    (void)run;
+    (void)wanted;
+    (void)ctx;
     (void)uid;
 #endif
 }
 
-/* System V segments of `uid` that bear `run`, whatever their key: those under
+/* System V segments of `uid` whose header is wanted, whatever their key: those under
  * an absolute name, whose key file is not known.  Only Linux lists them. */
-static void platform_sweep_sysv(const unsigned char *run, uid_t uid)
+static void platform_sweep_sysv(platform_wanted_fn *wanted, const void *ctx,
+                                uid_t uid)
 {
 #if defined(__linux__) && defined(SHM_INFO) && defined(SHM_STAT)
     struct shmid_ds ds;
@@ -986,32 +1092,33 @@ static void platform_sweep_sysv(const unsigned char *run, uid_t uid)
         int id = shmctl(i, SHM_STAT, &ds);
 
         if (id >= 0 && platform_sysv_stat(&o, id, uid) == 0
-            && platform_object_bears(&o, run) == PLATFORM_BEARS) {
+            && platform_object_bears(&o, wanted, ctx) == PLATFORM_BEARS) {
             platform_object_remove(&o, NULL);
         }
     }
 #else
-    (void)run;
+    (void)wanted;
+    (void)ctx;
     (void)uid;
 #endif
 }
 
 /*
- * Removes every shared memory object of `uid` that bears the identity `run`,
- * of all three kinds, since the run may have had another APR.  `dir` is the
+ * Removes every shared memory object of `uid` whose header is wanted, of all
+ * three kinds, since a run that was killed may have had another APR.  `dir` is the
  * runtime directory, NULL if it is not ours.  What is removed here can at
  * worst be an object that a hostile child dressed up, and then it is its own.
  *
  * To be called for the parent's user, and again for its children's where that
  * is another.
  */
-static void platform_shm_sweep(const char *dir, const unsigned char *run,
-                               uid_t uid)
+static void platform_shm_sweep(const char *dir, platform_wanted_fn *wanted,
+                               const void *ctx, uid_t uid)
 {
-    platform_sweep_posix(run, uid);
-    platform_sweep_sysv(run, uid);
+    platform_sweep_posix(wanted, ctx, uid);
+    platform_sweep_sysv(wanted, ctx, uid);
     if (dir) {
-        platform_sweep_keys(dir, run, uid);
+        platform_sweep_keys(dir, wanted, ctx, uid);
     }
 }
 
