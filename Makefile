@@ -58,6 +58,7 @@ help:
 	@echo 'make screenshot the status page for the README'
 	@echo 'make check-intree   build and test inside an httpd source tree'
 	@echo 'make portability    compilers, standards, word sizes, other APR builds'
+	@echo 'make platforms  the tests on other systems and processors (SYSTEMS)'
 	@echo 'make format     clang-format the C sources'
 	@echo 'make clean'
 
@@ -159,6 +160,9 @@ check-intree:
 portability:
 	bash test/portability/run.sh
 
+platforms:
+	$(PYTHON) -B test/platforms/run.py $(SYSTEMS)
+
 format:
 	clang-format -i $(C_SOURCES)
 
@@ -170,3 +174,5 @@ clean:
         coverage mutants soak hostile torture bench bench-plot bench-scale callgrind \
         soak hostile members torture bench bench-plot bench-scale callgrind \
         screenshot check-intree portability format clean
+        soak hostile torture bench bench-plot bench-scale callgrind \
+        screenshot check-intree portability platforms format clean
