@@ -53,6 +53,8 @@ help:
 	@echo 'make screenshot the status page for the README'
 	@echo 'make check-intree   build and test inside an httpd source tree'
 	@echo 'make portability    compilers, standards, word sizes, other APR builds'
+	@echo 'make deb        a Debian package in build/deb'
+	@echo 'make check-deb  install, upgrade, remove, purge it in a root of its own'
 	@echo 'make format     clang-format the C sources'
 	@echo 'make clean'
 
@@ -134,6 +136,12 @@ check-intree:
 portability:
 	bash test/portability/run.sh
 
+deb: deps-deb
+	@sh packaging/make-deb.sh build/deb
+
+check-deb: deps-check-deb
+	bash test/packaging/run.sh
+
 format:
 	clang-format -i $(C_SOURCES)
 
@@ -143,4 +151,4 @@ clean:
 
 .PHONY: all install help demo check lint unit model fuzz test soak hostile \
         torture bench bench-plot bench-scale callgrind screenshot \
-        check-intree portability format clean
+        check-intree portability deb check-deb format clean

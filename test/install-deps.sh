@@ -17,7 +17,7 @@
 # Installs the Debian packages that a target of the Makefile needs, if any of
 # them is missing; says first what it will do.  Silent when nothing is.
 #
-#     test/install-deps.sh build|demo|check|bench|screenshot
+#     test/install-deps.sh build|demo|check|bench|screenshot|deb|check-deb
 #
 # Never the package apache2: that would start a server on port 80.  With APXS
 # set to an apxs that is there, httpd's own packages are not asked for: it is
@@ -26,7 +26,7 @@ set -u
 LC_ALL=C
 export LC_ALL
 
-usage="usage: $0 build|demo|check|bench|screenshot"
+usage="usage: $0 build|demo|check|bench|screenshot|deb|check-deb"
 [ $# = 1 ] || { echo "$usage" >&2; exit 2; }
 
 compiler="gcc libc6-dev make"
@@ -37,6 +37,7 @@ case ${APXS:-apxs} in
 esac
 build="$compiler $httpd"
 demo="$build curl apache2-utils python3"
+deb="$compiler apache2-dev debhelper dpkg-dev lintian"
 case $1 in
     build) wanted=$build ;;
     demo) wanted=$demo ;;
@@ -45,6 +46,8 @@ case $1 in
                    libcmocka-dev spin tidy" ;;
     bench) wanted="$demo valgrind wrk" ;;
     screenshot) wanted="$demo chromium fonts-dejavu-core" ;;
+    deb) wanted=$deb ;;
+    check-deb) wanted="$deb autopkgtest mmdebstrap" ;;
     *) echo "$usage" >&2; exit 2 ;;
 esac
 
