@@ -43,27 +43,9 @@ grep -q "^Changes with mod_slotmem_shm $upstream\$" "$top/CHANGES" || {
     exit 1
 }
 
-# What is under version control; all of it where there is none.
-files() {
-    cd "$top"
-    if git rev-parse --git-dir >/dev/null 2>&1; then
-        git ls-files -z --cached --others --exclude-standard
-    else
-        find . -path ./build -prune -o -path ./.libs -prune \
-            -o -name '*.[ls]o' -prune -o -name '*.la' -prune \
-            -o -name '*.o' -prune -o -type f -print0
-    fi
-}
-
 rm -rf "$dir"
-mkdir -p "$tree"
-# A tracked file may have been removed and not yet committed.
-files | (cd "$top" && xargs -0 sh -c '
-    for f do [ ! -f "$f" ] || printf "%s\0" "$f"; done' sh) |
-    tar -C "$top" --no-recursion --null -T - -cf - | tar -C "$tree" -xf -
-mtime=@$(field "$changelog" Timestamp)
-tar -C "$dir" --sort=name --owner=0 --group=0 --numeric-owner --mtime="$mtime" \
-    -czf "$dir/${name}_$upstream.orig.tar.gz" "$name-$upstream"
+mkdir -p "$dir"
+sh "$top/packaging/source.sh" "$tree" "$dir/${name}_$upstream.orig.tar.gz"
 cp -r "$tree/packaging/debian" "$tree/debian"
 if [ $# -gt 1 ]; then
     {
