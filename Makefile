@@ -55,6 +55,7 @@ help:
 	@echo 'make portability    compilers, standards, word sizes, other APR builds'
 	@echo 'make deb        a Debian package in build/deb'
 	@echo 'make check-deb  install, upgrade, remove, purge it in a root of its own'
+	@echo 'make rpm        an RPM for Fedora and RHEL in build/rpm'
 	@echo 'make format     clang-format the C sources'
 	@echo 'make clean'
 
@@ -142,6 +143,9 @@ deb: deps-deb
 check-deb: deps-check-deb
 	bash test/packaging/run.sh
 
+rpm: deps-rpm
+	@bash packaging/make-rpm.sh build/rpm
+
 format:
 	clang-format -i $(C_SOURCES)
 
@@ -151,4 +155,4 @@ clean:
 
 .PHONY: all install help demo check lint unit model fuzz test soak hostile \
         torture bench bench-plot bench-scale callgrind screenshot \
-        check-intree portability deb check-deb format clean
+        check-intree portability deb check-deb rpm format clean

@@ -17,7 +17,7 @@
 # Installs the Debian packages that a target of the Makefile needs, if any of
 # them is missing; says first what it will do.  Silent when nothing is.
 #
-#     test/install-deps.sh build|demo|check|bench|screenshot|deb|check-deb
+#     test/install-deps.sh build|demo|check|bench|screenshot|deb|check-deb|rpm
 #
 # Never the package apache2: that would start a server on port 80.  With APXS
 # set to an apxs that is there, httpd's own packages are not asked for: it is
@@ -26,7 +26,7 @@ set -u
 LC_ALL=C
 export LC_ALL
 
-usage="usage: $0 build|demo|check|bench|screenshot|deb|check-deb"
+usage="usage: $0 build|demo|check|bench|screenshot|deb|check-deb|rpm"
 [ $# = 1 ] || { echo "$usage" >&2; exit 2; }
 
 compiler="gcc libc6-dev make"
@@ -48,6 +48,7 @@ case $1 in
     screenshot) wanted="$demo chromium fonts-dejavu-core" ;;
     deb) wanted=$deb ;;
     check-deb) wanted="$deb autopkgtest mmdebstrap" ;;
+    rpm) wanted="$build cpio python3 rpm rpmlint" ;;
     *) echo "$usage" >&2; exit 2 ;;
 esac
 
