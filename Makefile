@@ -55,6 +55,7 @@ help:
 	@echo 'make portability    compilers, standards, word sizes, other APR builds'
 	@echo 'make deb        a Debian package in build/deb'
 	@echo 'make check-deb  install, upgrade, remove, purge it in a root of its own'
+	@echo "make manual     the page for httpd's manual against httpd's DTD"
 	@echo 'make rpm        an RPM for Fedora and RHEL in build/rpm'
 	@echo 'make format     clang-format the C sources'
 	@echo 'make clean'
@@ -90,7 +91,8 @@ lint:
 	    -DAPR_HAS_FORK=1 -DAPR_HAS_SHARED_MEMORY=1 -DAPR_HAS_THREADS=1 \
 	    -Iinclude mod_slotmem_shm.c
 	clang-format --dry-run -Werror $(C_SOURCES)
-	for script in .ci/run $$(find test -name '*.sh'); do bash -n $$script || exit 1; done
+	sh test/manual/check.sh --if-it-can-be-had
+	for script in .ci/run $$(find test packaging -name '*.sh'); do bash -n $$script || exit 1; done
 
 unit:
 	bash test/unit/run.sh
@@ -137,6 +139,9 @@ check-intree:
 portability:
 	bash test/portability/run.sh
 
+manual: deps-manual
+	sh test/manual/check.sh
+
 deb: deps-deb
 	@sh packaging/make-deb.sh build/deb
 
@@ -155,4 +160,4 @@ clean:
 
 .PHONY: all install help demo check lint unit model fuzz test soak hostile \
         torture bench bench-plot bench-scale callgrind screenshot \
-        check-intree portability deb check-deb rpm format clean
+        check-intree portability manual deb check-deb rpm format clean

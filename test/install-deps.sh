@@ -17,7 +17,7 @@
 # Installs the Debian packages that a target of the Makefile needs, if any of
 # them is missing; says first what it will do.  Silent when nothing is.
 #
-#     test/install-deps.sh build|demo|check|bench|screenshot|deb|check-deb|rpm
+#     test/install-deps.sh build|demo|check|bench|screenshot|manual|deb|check-deb|rpm
 #
 # Never the package apache2: that would start a server on port 80.  With APXS
 # set to an apxs that is there, httpd's own packages are not asked for: it is
@@ -26,7 +26,7 @@ set -u
 LC_ALL=C
 export LC_ALL
 
-usage="usage: $0 build|demo|check|bench|screenshot|deb|check-deb|rpm"
+usage="usage: $0 build|demo|check|bench|screenshot|manual|deb|check-deb|rpm"
 [ $# = 1 ] || { echo "$usage" >&2; exit 2; }
 
 compiler="gcc libc6-dev make"
@@ -43,9 +43,10 @@ case $1 in
     demo) wanted=$demo ;;
     check) wanted="$demo python3-pytest python3-pytest-xdist procps strace
                    clang clang-format libclang-rt-dev cppcheck valgrind
-                   libcmocka-dev spin tidy" ;;
+                   libcmocka-dev libxml2-utils spin tidy" ;;
     bench) wanted="$demo valgrind wrk" ;;
     screenshot) wanted="$demo chromium fonts-dejavu-core" ;;
+    manual) wanted=libxml2-utils ;;
     deb) wanted=$deb ;;
     check-deb) wanted="$deb autopkgtest mmdebstrap" ;;
     rpm) wanted="$build cpio python3 rpm rpmlint" ;;

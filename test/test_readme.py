@@ -34,6 +34,7 @@ from test_moving import a2enmod     # noqa: F401  (a fixture)
 
 README = os.path.join(harness.TOP, "README.md")
 MESSAGES = os.path.join(harness.TOP, "doc", "messages.md")
+MANUAL = os.path.join(harness.TOP, "doc", "manual", "mod_slotmem_shm.xml")
 STATUS = os.path.join(harness.TOP, "doc", "status.md")
 PAGES = [README, MESSAGES, STATUS,
          os.path.join(harness.TOP, "packaging", "README.md")]
@@ -356,6 +357,15 @@ def test_every_key_of_auto_is_in_the_table_and_the_other_way_round(httpd):
     server = httpd("SlotmemTestCreate seg 64 4 persist", modules=["status"])
     text = server.get("/server-status?auto")[1]
     assert set(re.findall(r"^(Slotmem\w+): ", text, re.M)) == told
+
+
+def test_the_manual_has_the_same_numbers_and_keys():
+    """It tells of each numbered message, in fewer words, and of some keys."""
+    text = read(MANUAL)
+    assert set(re.findall(r"AH\d+", text)) == set(re.findall(
+        r"AH\d+", "".join(first_column(MESSAGES))))
+    keys = set(re.findall(r"\bSlotmem\w+", text))
+    assert keys and keys <= set(re.findall(r"\bSlotmem\w+", read(STATUS)))
 
 
 def test_links_lead_somewhere():
