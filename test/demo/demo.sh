@@ -93,12 +93,17 @@ wait_for() {
 
 gone() { [ -z "$(pids_of "$1")" ]; }
 
-kill_all_of() {
+# A child that was forked while the others were looked for is left over, and has
+# no parent: it is killed in the next round.
+killed() {
     victims=$(pids_of "$1")
+    [ -n "$victims" ] || return 0
     # shellcheck disable=SC2086
-    [ -z "$victims" ] || kill -KILL $victims 2>/dev/null
-    wait_for 10 gone "$1"
+    kill -KILL $victims 2>/dev/null
+    return 1
 }
+
+kill_all_of() { wait_for 10 killed "$1"; }
 
 reaped() { [ ! -d "/proc/$1" ]; }
 
