@@ -331,6 +331,7 @@ administrator() {
     fails_to_unpack
     with_the_servers_upgrade
     while_it_is_stopped
+    after_a_kill
     with_apache2_gone
     ! grep -E 'slotmem_shm:(warn|error|crit|alert|emerg)' \
         "$root/var/log/apache2/error.log" || die "that was in the server's log"
@@ -417,6 +418,29 @@ while_it_is_stopped() {
     [ -z "$(server_pid)" ] || die "$now: the server was started"
     within service apache2 start >/dev/null
     expect "$second" "$stock" restarted
+}
+
+# The change is in no file yet, but in the memory of the run that was killed;
+# the other version takes it over.
+after_a_kill() {
+    local victims
+    step "apt install ./1.deb, a downgrade, after a kill of the server"
+    victims="$pid $(cat /proc/"$pid"/task/*/children)"
+    # shellcheck disable=SC2086
+    kill -KILL $victims
+    wait_for gone "$victims" || die "$now: the server lives on"
+    must_apt install --allow-downgrades /tmp/1.deb
+    { [ "$(server_pid)" = "$pid" ] && gone "$pid"; } ||
+        die "$now: the server was started"
+    within service apache2 start >/dev/null
+    expect "$first" "$stock" restarted
+}
+
+gone() {
+    local victim
+    for victim in $1; do
+        [ ! -e "/proc/$victim" ] || return 1
+    done
 }
 
 # apache2 first and the module later, or all at once: nothing may stay.
