@@ -19,7 +19,7 @@ PYTEST      = $(PYTHON) -B -m pytest -p no:cacheprovider -q
 PYTEST_ARGS ?=
 
 MODULE      = .libs/mod_slotmem_shm.so
-SOURCES     = mod_slotmem_shm.c include/mod_slotmem_shm.h
+SOURCES     = mod_slotmem_shm.c $(wildcard include/*.h)
 WARNINGS    = -Wall -Wextra -Wshadow -Wconversion
 # What apxs would pass, for compilers that are called without it.
 APR_CONFIG  = $$($(APXS) -q APR_CONFIG)
@@ -45,6 +45,7 @@ help:
 	@echo 'make model      the spin models, and their mutations'
 	@echo 'make fuzz       libFuzzer over restore and headers (FUZZ_SECONDS)'
 	@echo 'make test       the tests in a live httpd alone (PYTEST_ARGS)'
+	@echo 'make test-under-load    two runs of test side by side, busy loops beside them (LOAD_ROUNDS)'
 	@echo 'make soak       processes that are killed, as long as one wants (SOAK_SECONDS)'
 	@echo 'make hostile    children that overwrite everything (HOSTILE_SECONDS)'
 	@echo 'make torture    balancer under ab: restarts and kills, lost of how many'
@@ -109,6 +110,9 @@ test: $(MODULE)
 
 # -- longer runs --
 
+test-under-load: $(MODULE)
+	$(PYTHON) -B test/under_load.py
+
 soak: $(MODULE)
 	$(PYTHON) -B test/soak.py
 
@@ -158,6 +162,7 @@ clean:
 	rm -rf .libs build mod_slotmem_shm.la mod_slotmem_shm.lo \
 	    mod_slotmem_shm.slo mod_slotmem_shm.o
 
-.PHONY: all install help demo check lint unit model fuzz test soak hostile \
-        torture bench bench-plot bench-scale callgrind screenshot \
-        check-intree portability manual deb check-deb rpm format clean
+.PHONY: all install help demo check lint unit model fuzz test test-under-load \
+        soak hostile torture bench bench-plot bench-scale callgrind \
+        screenshot check-intree portability manual deb check-deb rpm format \
+        clean

@@ -150,7 +150,7 @@ def main():
             / (len(mpms) - turn)
         with harness.Httpd(conf=CONF, mpm=mpm, children=CHILDREN,
                            slotmem_module=harness.our_module(),
-                           loglevel="warn") as server:
+                           loglevel="notice") as server:
             server.allow_log("died while it wrote|AH1039[23]: children are killed")
             try:
                 counts = run(server, lambda _: time.monotonic() < until)

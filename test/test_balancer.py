@@ -29,6 +29,7 @@ import pytest
 
 import balancer
 import httpd as harness
+import sharedmem
 from balancer import (MANAGER, MODULES, Manager, answered, cluster,
                       in_every_child)
 from conftest import module_path
@@ -464,7 +465,7 @@ def test_container_that_died_goes_on_from_its_last_checkpoint(httpd, request,
                 kill_all(server)
         for server in servers:
             for path in server.leaked_shm():
-                os.unlink(path)
+                sharedmem.remove(path)
             server.start()
             manager = Manager(server)
             if manager.balancer().settings != expected[server].settings:

@@ -29,6 +29,7 @@ import time
 import pytest
 
 import httpd as harness
+import sharedmem
 import shim
 import storedfile
 from storedfile import Stored
@@ -160,7 +161,7 @@ def test_killed_with_its_memory_gone_after_a_checkpoint(fast, mpm):
         server.kill_all()
         assert server.leaked_shm()
         for path in server.leaked_shm():
-            os.unlink(path)
+            sharedmem.remove(path)
         server.start()
         assert text_of(server) == text
         assert server.slotmem().in_use("seg") == [0]

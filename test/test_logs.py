@@ -28,6 +28,7 @@ import subprocess
 import pytest
 
 import httpd as harness
+import sharedmem
 
 LIFE = """
 SlotmemTestCreate kept 64 10 persist+pregrab
@@ -213,6 +214,8 @@ TROUBLE = {
 @pytest.mark.parametrize("trouble", TROUBLE, ids=lambda f: f.__name__)
 def test_loss_at_the_start_is_told_with_the_remedy(httpd, trouble):
     """And nothing else at that level: one event, one line a segment."""
+    if trouble is no_dev_shm:
+        sharedmem.need_posix("shared memory is not in /dev/shm here")
     level, event, remedy = TROUBLE[trouble]
     server = httpd(LIFE.replace("SlotmemTestCreate fleeting 64 10 pregrab", ""),
                    loglevel="warn")

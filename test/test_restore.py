@@ -28,6 +28,7 @@ import struct
 
 import pytest
 
+import httpd as harness
 import storedfile
 from httpd import op_line
 from storedfile import image
@@ -140,7 +141,7 @@ def test_any_flipped_bit_is_refused(segments):
 
 
 def with_descriptor(size, num, type, length=None):
-    data = GOOD[:-16] + struct.pack("=QII", size, num, type)
+    data = GOOD[:-16] + harness.file_descriptor().pack(size, num, type)
     return data if length is None else data[:-16].ljust(length - 16,
                                                         b"\0") + data[-16:]
 
@@ -438,7 +439,7 @@ def test_file_of_more_than_4_gib(httpd):
     sparse(made.path("zero"), b"", four + 55)
     # Of the right size and type, the right length, and without an MD5.
     sparse(made.path("claims"), GOOD[:-16], 40 + 5 * 2**20,
-           struct.pack("=QII", 4, 2**20, 5))
+           harness.file_descriptor().pack(4, 2**20, 5))
     # Just as long as GOOD, in 32 bits.
     sparse(made.path("wraps"), GOOD[:-16], four + len(GOOD))
     made.server.expect_log(REJECTED)

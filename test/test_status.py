@@ -31,6 +31,7 @@ import time
 import pytest
 
 import httpd as harness
+import sharedmem
 
 BALANCER = """
 <Proxy balancer://app>
@@ -234,6 +235,7 @@ def test_says_that_another_httpd_has_the_directory(httpd):
     second.stop()
 
 
+@sharedmem.only_posix("shared memory is not in /dev/shm here")
 def test_says_that_memory_has_no_name(httpd):
     """With a full /dev/shm the server runs, but a kill would cost more."""
     server = httpd(STORY, modules=["status"], start=False, env={
@@ -423,7 +425,9 @@ def test_readers_of_today_read_the_same(httpd):
              "ServerVersion: Apache/x", "ProxyBalancer[0]Worker[0]Busy"]
     server = httpd(modules=["status"], conf="ExtendedStatus On\n" + "\n".join(
         f"SlotmemTestCreate {harness.quote_name(name)} 8 4 0"
-        for name in fakes + ["n" * 3000]))
+        for name in fakes + ["n" * 3000]), start=False)
+    server.allow_nameless()
+    server.start()
     text = server.get("/server-status?auto")[1]
     ours = text.index("\nSlotmem")
     without = text[:ours] + "\n"

@@ -29,12 +29,14 @@ import socket
 import stat
 import struct
 import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 import httpd as harness
+import sharedmem
 import shim
 import storedfile
 
@@ -75,12 +77,15 @@ def check_taken(server, text):
     assert text_of(server, "anonymous", 2) == b""
 
 
+MAGIC = int.from_bytes(b"slotmem1", "little")
+
+
 def marker(server):
     return os.path.join(server.run_dir, "slotmem-shm.run")
 
 
 def objects_of(server):
-    """What is in /dev/shm of all that the server ever had mapped."""
+    """What is there of all shared memory that the server ever had mapped."""
     return server.leaked_shm()
 
 
@@ -91,7 +96,7 @@ def kill_and_start(server):
     assert left, "the kill left no memory: this test shows nothing"
     server.allow_log("AH00098")
     server.start()
-    return {path for path in left if os.path.exists(path)
+    return {path for path in left if sharedmem.exists(path)
             and path not in server.shm_objects()}
 
 
@@ -214,9 +219,9 @@ def test_segments_that_children_made_do_not_leak(httpd, mpm, parents):
     assert slotmem.create("late", 64, 10, "0").ok
     assert slotmem.create("later", 64, 10, "persist").ok
     made = {server.shm_path(name) for name in ("late", "later")}
-    assert all(map(os.path.exists, made))
+    assert all(map(sharedmem.exists, made))
     assert kill_and_start(server) == set()
-    assert not any(map(os.path.exists, made))
+    assert not any(map(sharedmem.exists, made))
 
 
 def test_nothing_is_left_by_a_kill_before_any_child_was_there(httpd):
@@ -278,7 +283,7 @@ def test_file_is_taken_when_memory_is_gone(httpd):
     write_all(server, b"never seen again")
     server.kill_all()
     for path in objects_of(server):
-        os.unlink(path)
+        sharedmem.remove(path)
     server.allow_log("AH00098")
     server.start()
     check_taken(server, b"stored")
@@ -299,9 +304,13 @@ def fail_to_start(server, conf):
     return said
 
 
-@pytest.mark.parametrize("how", ["syntax", "port", "post_config"])
+@pytest.mark.parametrize("how", ["syntax", "port", "post_config", "last"])
 def test_start_that_fails_after_a_kill_loses_nothing(httpd, how):
-    """The administrator mends the configuration; the state is there."""
+    """The administrator mends the configuration; the state is there.
+
+    The start that fails last has made every segment out of the old run's
+    memory, has removed that, and ends as a stop does: the others have touched
+    nothing yet."""
     server = httpd(CONF, consumer="after")
     for _ in range(2):
         server.graceful()
@@ -319,9 +328,12 @@ def test_start_that_fails_after_a_kill_loses_nothing(httpd, how):
                        f"{libexec}/mod_socache_shmcb.so\n"
                        f"LoadModule ssl_module {libexec}/mod_ssl.so\n"
                        "<VirtualHost *:*>\nSSLEngine on\n</VirtualHost>\n",
+        "last": "SlotmemTestFailStart\n",
     }[how]
     for _ in range(2):
-        fail_to_start(server, text)
+        said = fail_to_start(server, text)
+        made = [answer.ok for answer in server.stage("post_config")]
+        assert all(made) and bool(made) == (how == "last"), said
     busy.close()
     server.start()
     check_taken(server, b"newest")
@@ -411,7 +423,7 @@ def test_damaged_marker_is_no_obstacle(httpd):
         write_all(server, b"state")
         # What no marker tells of is left behind; not what these tests are for.
         for path in objects_of(server) - server.shm_objects():
-            os.unlink(path)
+            sharedmem.remove(path)
 
 
 def test_marker_cut_off_at_any_byte_is_no_obstacle(httpd):
@@ -436,7 +448,7 @@ def test_marker_cut_off_at_any_byte_is_no_obstacle(httpd):
             found = text_of(server, name, 0)
             assert found == b"" or int(found) <= back or back == 1
         for path in objects_of(server) - server.shm_objects():
-            os.unlink(path)
+            sharedmem.remove(path)
 
 
 def test_line_of_the_marker_without_end_does_not_spoil_the_next(httpd):
@@ -477,7 +489,7 @@ def test_marker_of_another_boot_lists_nothing(httpd):
         assert text_of(server, name, slot) == b"stored"
     server.stop()
     for path in objects_of(server):
-        os.unlink(path)
+        sharedmem.remove(path)
 
 
 @pytest.mark.parametrize("what", ["directory", "pipe", "link", "open to all",
@@ -514,15 +526,15 @@ def test_marker_that_cannot_be_ours(httpd, what):
 # ---------------------------------------------------------------------------
 
 def header_of(path):
-    data = storedfile.read(path)
-    # The header lies at the first multiple of 64 behind APR's size word.
-    return data, 64
+    return sharedmem.read(path), sharedmem.header_at()
 
 
 @pytest.mark.parametrize("what", ["identity", "magic", "size", "number",
                                   "type", "total", "version", "empty", "zero"])
 def test_memory_that_does_not_fit_is_not_believed(httpd, what):
     """Anyone may create objects in /dev/shm, and children write theirs."""
+    if what == "empty":
+        sharedmem.need_posix("nobody can shorten a System V segment")
     server = httpd("SlotmemTestCreate seg 64 10 persist+pregrab")
     server.slotmem().fgrab("seg", 0)
     server.slotmem().put("seg", 0, b"stored")
@@ -532,7 +544,7 @@ def test_memory_that_does_not_fit_is_not_believed(httpd, what):
     path = server.shm_path("seg")
     data, at = header_of(path)
     data = bytearray(data)
-    assert data[at:at + 8] == b"slotmem1"
+    assert int.from_bytes(data[at:at + 8], sys.byteorder) == MAGIC
     assert data.count(b"forged") == 1
     field = {"identity": (64, b"x"), "magic": (0, b"x"), "version": (8, b"\7"),
              "type": (12, b"\1"), "size": (16, b"\x41"),
@@ -544,7 +556,7 @@ def test_memory_that_does_not_fit_is_not_believed(httpd, what):
         del data[:]
     else:
         data[:] = bytes(len(data))
-    storedfile.write(path, bytes(data))
+    sharedmem.write(path, data)
     server.allow_log("AH00098")
     server.start()
     assert text_of(server, "seg", 0) == b"stored"
@@ -564,17 +576,17 @@ def test_object_of_an_absolute_name_that_is_anothers_is_left_alone(httpd):
     second = httpd(conf.format(name), start=False)
     second.expect_log("AH02611.*in use and not by this server")
     second.start()
-    assert os.path.exists(path)
+    assert sharedmem.exists(path)
     first.slotmem().put("abs", 0, b"first")
     second.slotmem().put("abs", 0, b"second")
     assert text_of(first, "abs", 0) == b"first"
     second.kill_all()
     second.allow_log("AH00098")
     second.start()
-    assert os.path.exists(path)
+    assert sharedmem.exists(path)
     assert text_of(first, "abs", 0) == b"first"
     second.stop()
-    assert os.path.exists(path)
+    assert sharedmem.exists(path)
     first.graceful()
     second.close()
 
@@ -637,7 +649,7 @@ def test_directory_of_a_server_that_lives_is_left_alone(httpd):
     assert files == {path: storedfile.identity(path)
                      for path in glob.glob(first.run_dir + "/slotmem*")}
     assert first.shm_objects() == objects
-    assert all(map(os.path.exists, objects))
+    assert all(map(sharedmem.exists, objects))
     first.graceful()
     check_taken(first, b"first")
 
@@ -668,7 +680,7 @@ def test_directory_whose_owner_is_killed_goes_to_the_one_that_waits(httpd):
     assert len(left) == 2
     second.graceful()
     assert text_of(second, "seg", 0) == b"first's"
-    assert {path for path in left if os.path.exists(path)} \
+    assert {path for path in left if sharedmem.exists(path)} \
         <= second.shm_objects()
     second.slotmem().put("seg", 0, b"second's")
     second.graceful()

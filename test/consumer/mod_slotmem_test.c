@@ -26,7 +26,7 @@
  * answered by one JSON object on one line.  Operations arrive
  *
  *   - in a POST to /slotmem-test: any child that accepts the connection;
- *   - on CTL/child-PID-GENERATION.sock: exactly that child, each connection
+ *   - on CTL/child-PID-GENERATION-BIRTH.sock: exactly that child, each connection
  *     being a thread of its own in it;
  *   - from CTL/STAGE.ops, read once and removed when httpd reaches STAGE
  *     (register, pre_config, post_config_check, post_config, child_init),
@@ -84,6 +84,7 @@ static apr_pool_t *child_pool;
 static int mpm_is_ready;
 static const char *default_provider = "shm";
 static apr_array_header_t *post_config_ops; /* const char * */
+static int start_fails;
 static apr_array_header_t *child_init_ops;  /* const char * */
 
 /* ------------------------------------------------------------------------
@@ -1622,14 +1623,37 @@ static apr_status_t control_close(void *data)
     return APR_SUCCESS;
 }
 
+/*
+ * When this process began, in clock ticks since the system did: with it the
+ * name of a child that was killed is not taken for another of that number.
+ */
+static unsigned long long birth(void)
+{
+    FILE *stat = fopen("/proc/self/stat", "r");
+    unsigned long long ticks = 0;
+    char line[1024], *field = NULL;
+
+    if (stat) {
+        field = fgets(line, sizeof line, stat) ? strrchr(line, ')') : NULL;
+        fclose(stat);
+    }
+    if (field) {
+        sscanf(field,
+               ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d"
+               " %*d %*d %*d %*d %llu",
+               &ticks);
+    }
+    return ticks;
+}
+
 static int control_listen(void)
 {
     struct sockaddr_un address;
     char temporary[sizeof address.sun_path];
     int fd;
 
-    if (snprintf(control.path, sizeof control.path, "%s/child-%d-%d.sock",
-                 control_dir(), (int)getpid(), generation())
+    if (snprintf(control.path, sizeof control.path, "%s/child-%d-%d-%llu.sock",
+                 control_dir(), (int)getpid(), generation(), birth())
             >= (int)sizeof control.path
         || snprintf(temporary, sizeof temporary, "%s/%d.tmp", control_dir(),
                     (int)getpid())
@@ -1782,6 +1806,14 @@ static const char *add_post_config(cmd_parms *cmd, void *dummy,
     return NULL;
 }
 
+static const char *fail_the_start(cmd_parms *cmd, void *dummy)
+{
+    (void)cmd;
+    (void)dummy;
+    start_fails = 1;
+    return NULL;
+}
+
 static const command_rec commands[] = {
     AP_INIT_TAKE1("SlotmemTestProvider", set_provider, NULL, RSRC_CONF,
                   "the provider's name: shm (default) or shared"),
@@ -1789,6 +1821,8 @@ static const command_rec commands[] = {
                       "a segment to create in post_config"),
     AP_INIT_TAKE12("SlotmemTestAttach", add_attach, NULL, RSRC_CONF,
                    "a segment to attach in child_init"),
+    AP_INIT_NO_ARGS("SlotmemTestFailStart", fail_the_start, NULL, RSRC_CONF,
+                    "the start fails when everything else has succeeded"),
     AP_INIT_RAW_ARGS("SlotmemTestPostConfig", add_post_config, NULL, RSRC_CONF,
                      "an operation to run in post_config"),
     { .name = NULL }
@@ -1804,6 +1838,7 @@ static int slotmem_test_pre_config(apr_pool_t *pconf, apr_pool_t *plog,
     mpm_is_ready = 0;
     conf_pool = pconf;
     default_provider = "shm";
+    start_fails = 0;
     post_config_ops = apr_array_make(pconf, 8, sizeof(const char *));
     child_init_ops = apr_array_make(pconf, 8, sizeof(const char *));
     stage_file(pconf, "pre_config", 0);
@@ -1824,6 +1859,20 @@ static int slotmem_test_post_config(apr_pool_t *pconf, apr_pool_t *plog,
     stage_array(pconf, "post_config", post_config_ops);
     stage_file(pconf, "post_config", 0);
     return OK;
+}
+
+static int slotmem_test_last(apr_pool_t *pconf, apr_pool_t *plog,
+                             apr_pool_t *ptemp, server_rec *s)
+{
+    (void)pconf;
+    (void)plog;
+    (void)ptemp;
+    (void)s;
+    return start_fails
+                   && ap_state_query(AP_SQ_MAIN_STATE)
+                          != AP_SQ_MS_CREATE_PRE_CONFIG
+               ? HTTP_INTERNAL_SERVER_ERROR
+               : OK;
 }
 
 static void slotmem_test_child_init(apr_pool_t *pchild, server_rec *s)
@@ -1847,6 +1896,8 @@ static void register_hooks(apr_pool_t *p)
     ap_hook_pre_config(slotmem_test_pre_config, NULL, NULL,
                        APR_HOOK_REALLY_FIRST);
     ap_hook_post_config(slotmem_test_post_config, NULL, NULL, APR_HOOK_MIDDLE);
+    ap_hook_post_config(slotmem_test_last, NULL, NULL,
+                        APR_HOOK_REALLY_LAST + 2);
     ap_hook_child_init(slotmem_test_child_init, after, NULL, APR_HOOK_MIDDLE);
     ap_hook_handler(slotmem_test_handler, NULL, NULL, APR_HOOK_FIRST);
 }

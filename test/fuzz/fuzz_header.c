@@ -491,7 +491,7 @@ static void object_make(input_t *in, const geometry_t *g)
     memset(&s, 0, sizeof(s));
     check(layout_make(&s.layout, g->size, g->num) == APR_SUCCESS, "it fits");
     len = layout_request(&s.layout) + 8;
-    image = aligned_alloc(SLOTMEM_SHM_ALIGN, part_end(len));
+    image = aligned_alloc(SLOTMEM_SHM_ALIGN, slotmem_part_end(len));
     memset(image, 0, len);
     memcpy(image, &len, sizeof(len));
     s.type = g->type;

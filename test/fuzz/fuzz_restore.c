@@ -267,15 +267,15 @@ static void check_filled(ap_slotmem_instance_t *s, unsigned int num)
         check(i < num ? memcmp(slot, slots + size * i, size) == 0
                       : all_zero((const unsigned char *)slot, size),
               "a slot holds what the file holds");
-        check((i < num && table[i] != 0) == table_used(s, i),
+        check((i < num && table[i] != 0) == slotmem_table_used(&s->table, i),
               "a slot is in use as the file says");
-        used += table_used(s, i) != 0;
-        if (!table_used(s, i) && lowest == s->layout.item_num) {
+        used += slotmem_table_used(&s->table, i) != 0;
+        if (!slotmem_table_used(&s->table, i) && lowest == s->layout.item_num) {
             lowest = i;
         }
     }
-    check(table_count(s) == used, "the count of slots in use");
-    check(table_grab(s, &id) == (lowest < s->layout.item_num)
+    check(slotmem_table_count(&s->table) == used, "the count of slots in use");
+    check(slotmem_table_grab(&s->table, &id) == (lowest < s->layout.item_num)
               && (lowest == s->layout.item_num || id == lowest),
           "grab gives the lowest free slot");
 }

@@ -25,7 +25,8 @@ static void assert_layout(apr_size_t size, unsigned int num)
     layout_t l;
     apr_status_t rv = layout_make(&l, size, num);
     wide_t end = 128, slots = (wide_t)size * num, bits = num;
-    unsigned int k;
+    unsigned int k, stripes = num < 1024 ? num : 1024;
+    slotmem_table_t t;
 
     if (rv != APR_SUCCESS) {
         /* More than half of the address space, or nearly. */
@@ -36,23 +37,24 @@ static void assert_layout(apr_size_t size, unsigned int num)
     assert_true(slots <= ~(apr_size_t)0 / 2);
     assert_true(l.slots_len == slots);
     assert_int_equal(l.item_num, num);
-    assert_true(l.levels <= LEVELS_MAX);
-    for (k = 0; k < l.levels; k++) {
-        wide_t words = (bits + 63) / 64;
+    slotmem_table_lay(&t, num, NULL);
+    assert_true(t.levels <= SLOTMEM_TABLE_LEVELS);
+    for (k = 0; k < t.levels; k++) {
+        wide_t words = (bits + 63) / 64, w = words - 1;
 
-        assert_true(l.level_off[k] >= end && l.level_off[k] % 64 == 0);
-        assert_true(l.level_words[k] == words);
-        assert_true(l.level_pad[k]
+        assert_true(t.words[k] == words);
+        assert_true(slotmem_table_pad(&t, k, (size_t)w)
                     == (bits % 64 ? ~UINT64_C(0) << (bits % 64) : 0));
-        end = l.level_off[k] + words * 8;
+        assert_true(w == 0 || slotmem_table_pad(&t, k, 0) == 0);
+        end = (end + words * 8 + 63) / 64 * 64;
         bits = words;
     }
-    assert_true(num == 0 ? l.levels == 0 : bits == 1);
-    assert_true(l.locks_off >= end && l.locks_off % 64 == 0);
-    assert_int_equal(l.stripes, num < STRIPES_MAX ? num : STRIPES_MAX);
-    end = l.locks_off + (wide_t)l.stripes * sizeof(slot_lock_t);
-    assert_true(l.torn_off >= end && l.torn_off % 64 == 0);
-    end = l.torn_off + ((wide_t)num + 63) / 64 * 8;
+    assert_true(num == 0 ? t.levels == 0 : bits == 1);
+    assert_true(l.locks_off == end);
+    assert_int_equal(slotmem_locks_stripes(num), stripes);
+    end = (end + (wide_t)stripes * 16 + 63) / 64 * 64;
+    end = (end + ((wide_t)num + 63) / 64 * 8 + 63) / 64 * 64;
+    end += (wide_t)stripes * 8;
     assert_true(l.slots_off >= end && l.slots_off % 64 == 0);
     end = l.slots_off + slots;
     assert_true(l.total >= end + SLOTMEM_SHM_SLACK);
@@ -140,7 +142,6 @@ static void test_layout_of_16_million_slots(void **state)
     (void)state;
     assert_int_equal(layout_make(&l, 1024, 16000000), APR_SUCCESS);
     assert_true(l.slots_len == UINT64_C(16384000000));
-    assert_int_equal(l.levels, 4);
     assert_int_equal(layout_make(&l, (apr_size_t)1 << 34, 1u << 24),
                      APR_SUCCESS);
     assert_true(l.slots_len == UINT64_C(1) << 58);
@@ -160,29 +161,29 @@ static void test_the_last_slot_of_4_billion(void **state)
     memset(&s, 0, sizeof(s));
     s.type = PREGRAB;
     assert_int_equal(layout_make(&s.layout, 0, UINT_MAX), APR_SUCCESS);
-    assert_int_equal(s.layout.levels, LEVELS_MAX);
     memory = mmap(NULL, layout_request(&s.layout), PROT_READ | PROT_WRITE,
                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     assert_ptr_not_equal(memory, MAP_FAILED);
     segment_lay(&s, memory);
+    assert_int_equal(s.table.levels, SLOTMEM_TABLE_LEVELS);
 
     assert_int_equal(slotmem_grab(&s, &id), APR_SUCCESS);
     assert_int_equal(id, 0);
     assert_int_equal(slotmem_fgrab(&s, last), APR_SUCCESS);
-    assert_true(table_used(&s, last));
+    assert_true(slotmem_table_used(&s.table, last));
     assert_int_equal(slotmem_fgrab(&s, UINT_MAX), APR_EINVAL);
-    assert_int_equal(table_next_used(&s, last), last);
-    assert_int_equal(table_next_used(&s, last - 1000), last);
+    assert_int_equal(slotmem_table_next_used(&s.table, last), last);
+    assert_int_equal(slotmem_table_next_used(&s.table, last - 1000), last);
     assert_int_equal(slotmem_put(&s, last, (unsigned char *)"", 0),
                      APR_SUCCESS);
 
     /* By the hints to the far end, where one bit of the word is past it. */
-    s.level[5][0] = 7;
-    s.level[4][3] = WORD_FULL >> 1;
-    s.level[3][255] = WORD_FULL >> 1;
-    s.level[2][16383] = WORD_FULL >> 1;
-    s.level[1][1048575] = WORD_FULL >> 1;
-    s.level[0][67108863] = WORD_FULL >> 2;
+    s.table.level[5][0] = 7;
+    s.table.level[4][3] = SLOTMEM_WORD_FULL >> 1;
+    s.table.level[3][255] = SLOTMEM_WORD_FULL >> 1;
+    s.table.level[2][16383] = SLOTMEM_WORD_FULL >> 1;
+    s.table.level[1][1048575] = SLOTMEM_WORD_FULL >> 1;
+    s.table.level[0][67108863] = SLOTMEM_WORD_FULL >> 2;
     assert_int_equal(slotmem_grab(&s, &id), APR_SUCCESS);
     assert_int_equal(id, last);
     assert_int_equal(slotmem_release(&s, last), APR_SUCCESS);

@@ -68,3 +68,4 @@ for name in ${builds:-plain thread address}; do
     UBSAN_OPTIONS="print_stacktrace=1" \
         "$out/$name" "$@"
 done
+[ -n "$builds" ] || bash "$top/test/unit/run-platform.sh"

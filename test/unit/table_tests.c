@@ -113,7 +113,7 @@ static void *owner_thread(void *data)
         apr_uint64_t random = random_next(&h->random);
 
         if (n < HELD_MAX && random % 8 < 4) {
-            if (!table_grab(h->s, &held[n])) {
+            if (!slotmem_table_grab(&h->s->table, &held[n])) {
                 h->full++;
                 continue;
             }
@@ -122,14 +122,14 @@ static void *owner_thread(void *data)
         else if (n > 0) {
             i = (unsigned int)(random >> 8) % n;
             disown(h, held[i]);
-            wrong_if(h, !table_release(h->s, held[i]));
+            wrong_if(h, !slotmem_table_release(&h->s->table, held[i]));
             held[i] = held[--n];
         }
         h->done++;
     } while (!hammer_over);
     while (n > 0) {
         disown(h, held[--n]);
-        wrong_if(h, !table_release(h->s, held[n]));
+        wrong_if(h, !slotmem_table_release(&h->s->table, held[n]));
     }
     return NULL;
 }
@@ -140,11 +140,12 @@ static void *counter_thread(void *data)
     hammer_t *h = data;
 
     do {
-        unsigned int id, used = table_count(h->s);
+        unsigned int id, used = slotmem_table_count(&h->s->table);
 
         wrong_if(h, used > h->s->layout.item_num);
-        for (id = table_next_used(h->s, 0); id < h->s->layout.item_num;
-             id = table_next_used(h->s, id + 1)) {
+        for (id = slotmem_table_next_used(&h->s->table, 0);
+             id < h->s->layout.item_num;
+             id = slotmem_table_next_used(&h->s->table, id + 1)) {
             h->done++;
         }
         h->done++;
@@ -157,7 +158,7 @@ static void fill(ap_slotmem_instance_t *s, unsigned int count)
     unsigned int id;
 
     while (count-- > 0) {
-        assert_true(table_grab(s, &id));
+        assert_true(slotmem_table_grab(&s->table, &id));
     }
 }
 
@@ -166,7 +167,7 @@ static void empty(ap_slotmem_instance_t *s)
     unsigned int id;
 
     for (id = 0; id < s->layout.item_num; id++) {
-        table_release(s, id);
+        slotmem_table_release(&s->table, id);
     }
 }
 
@@ -179,7 +180,7 @@ static void hammer_owners(unsigned int num, unsigned int used)
     hammer_run(s, owner_thread, owner_thread, &sum, hammer_time);
     assert_int_equal(sum.wrong, 0);
     assert_true(sum.done > 0);
-    assert_int_equal(table_count(s), used);
+    assert_int_equal(slotmem_table_count(&s->table), used);
     assert_hints_true(s);
     empty(s);
     assert_hints_true(s);
@@ -217,7 +218,7 @@ static void test_counting_beside_owners(void **state)
     (void)state;
     hammer_run(s, owner_thread, counter_thread, &sum, hammer_time);
     assert_int_equal(sum.wrong, 0);
-    assert_int_equal(table_count(s), 0);
+    assert_int_equal(slotmem_table_count(&s->table), 0);
     segment_free(s);
 }
 
@@ -228,19 +229,19 @@ static void *careless_thread(void *data)
     hammer_t *h = data;
 
     do {
-        shared_word *leaf = &h->s->level[0][0];
+        slotmem_word_t *leaf = &h->s->table.level[0][0];
         apr_uint64_t seen = atomic_load(leaf);
         unsigned int id;
 
-        if (seen == WORD_FULL) {
+        if (seen == SLOTMEM_WORD_FULL) {
             atomic_store(leaf, 0);
             continue;
         }
-        id = lowest_bit(~seen);
-        atomic_store(leaf, seen | bit_of(id));
+        id = slotmem_bits_lowest(~seen);
+        atomic_store(leaf, seen | slotmem_bit(id));
         own(h, id);
         disown(h, id);
-        table_release(h->s, id);
+        slotmem_table_release(&h->s->table, id);
         h->done++;
     } while (!hammer_over);
     return NULL;
@@ -270,9 +271,9 @@ static void hints_set_all(ap_slotmem_instance_t *s)
     unsigned int k;
     apr_size_t w;
 
-    for (k = 1; k < s->layout.levels; k++) {
-        for (w = 0; w < s->layout.level_words[k]; w++) {
-            s->level[k][w] = WORD_FULL;
+    for (k = 1; k < s->table.levels; k++) {
+        for (w = 0; w < s->table.words[k]; w++) {
+            s->table.level[k][w] = SLOTMEM_WORD_FULL;
         }
     }
 }
@@ -291,20 +292,21 @@ static void test_no_hint_hides_a_free_slot_for_good(void **state)
         fill(s, num);
         for (j = 0; j < 3; j++) {
             /* As if whoever released it died before it saw the hint. */
-            atomic_fetch_and(&s->level[0][places[j] / 64], ~bit_of(places[j]));
+            atomic_fetch_and(&s->table.level[0][places[j] / 64],
+                             ~slotmem_bit(places[j]));
             hints_set_all(s);
             assert_int_equal(slotmem_num_free_slots(s), 1);
             assert_int_equal(slotmem_grab(s, &id), APR_SUCCESS);
             assert_int_equal(id, places[j]);
             /* And the way to it is open again. */
-            for (k = 1; k < s->layout.levels; k++) {
+            for (k = 1; k < s->table.levels; k++) {
                 id /= 64;
-                assert_false(s->level[k][id / 64] & bit_of(id));
+                assert_false(s->table.level[k][id / 64] & slotmem_bit(id));
             }
             assert_int_equal(slotmem_grab(s, &id), APR_EINVAL);
         }
         /* Everything is hidden, and everything is found. */
-        memset((void *)s->level[0], 0, s->layout.level_words[0] * 8);
+        memset((void *)s->table.level[0], 0, s->table.words[0] * 8);
         hints_set_all(s);
         if (num <= 4097) {
             for (j = 0; j < num; j++) {
@@ -326,8 +328,8 @@ static void test_release_clears_every_hint_above(void **state)
     fill(s, 262145);
     hints_set_all(s);
     assert_int_equal(slotmem_release(s, 200000), APR_SUCCESS);
-    for (k = 1, id = 200000 / 64; k < s->layout.levels; k++, id /= 64) {
-        assert_false(s->level[k][id / 64] & bit_of(id));
+    for (k = 1, id = 200000 / 64; k < s->table.levels; k++, id /= 64) {
+        assert_false(s->table.level[k][id / 64] & slotmem_bit(id));
     }
     assert_int_equal(slotmem_grab(s, &id), APR_SUCCESS);
     assert_int_equal(id, 200000);
@@ -340,13 +342,13 @@ static void test_hints_of_a_restored_table(void **state)
     unsigned int id;
 
     (void)state;
-    memset((void *)s->level[0], 0xff, s->layout.level_words[0] * 8);
-    s->level[0][100] = 0xff;
-    table_hint_all(s);
+    memset((void *)s->table.level[0], 0xff, s->table.words[0] * 8);
+    s->table.level[0][100] = 0xff;
+    slotmem_table_hint_all(&s->table);
     assert_hints_true(s);
-    assert_true(s->level[1][0] == WORD_FULL);
-    assert_true(s->level[1][1] == ~bit_of(100));
-    assert_true(s->level[2][0] == 1);
+    assert_true(s->table.level[1][0] == SLOTMEM_WORD_FULL);
+    assert_true(s->table.level[1][1] == ~slotmem_bit(100));
+    assert_true(s->table.level[2][0] == 1);
     assert_int_equal(slotmem_grab(s, &id), APR_SUCCESS);
     assert_int_equal(id, 6408);
     segment_free(s);
@@ -375,7 +377,7 @@ static void release_for(ap_slotmem_instance_t *s, pid_t pid)
 
         if (stamp >> 8 == (apr_uint64_t)pid) {
             atomic_store(stamp_of(s, id), 0);
-            table_release(s, id);
+            slotmem_table_release(&s->table, id);
         }
     }
 }
@@ -397,7 +399,7 @@ static void kill_owners(unsigned int num)
         apr_sleep(random_next(&random) % 2000);
         child_kill(pid[i & 1]);
         release_for(s, pid[i & 1]);
-        if (table_count(s) == num) {
+        if (slotmem_table_count(&s->table) == num) {
             child_kill(pid[(i + 1) & 1]);
             memset(s->slots, 0, s->layout.slots_len);
             empty(s);
@@ -410,7 +412,7 @@ static void kill_owners(unsigned int num)
     assert_int_equal(*wrong_anywhere, 0);
     memset(s->slots, 0, s->layout.slots_len);
     for (id = 0; id < num; id++) {
-        table_release(s, id);
+        slotmem_table_release(&s->table, id);
     }
     /* Every slot is there, whatever the hints say. */
     assert_int_equal(slotmem_num_free_slots(s), num);
@@ -439,15 +441,15 @@ static void test_no_kill_loses_a_slot(void **state)
 static void *mischief_thread(void *data)
 {
     hammer_t *h = data;
-    const layout_t *l = &h->s->layout;
+    const slotmem_table_t *l = &h->s->table;
 
     do {
         unsigned int k = (unsigned int)(random_next(&h->random) % l->levels);
-        apr_size_t w = random_next(&h->random) % l->level_words[k];
+        apr_size_t w = random_next(&h->random) % l->words[k];
         apr_uint64_t value = random_next(&h->random);
 
-        atomic_store_explicit(&h->s->level[k][w],
-                              value % 4 == 0   ? WORD_FULL
+        atomic_store_explicit(&h->s->table.level[k][w],
+                              value % 4 == 0   ? SLOTMEM_WORD_FULL
                               : value % 4 == 1 ? 0
                                                : value,
                               memory_order_relaxed);
@@ -464,13 +466,15 @@ static void *victim_thread(void *data)
     do {
         unsigned int id = UINT_MAX;
 
-        if (table_grab(h->s, &id)) {
+        if (slotmem_table_grab(&h->s->table, &id)) {
             wrong_if(h, id >= num);
         }
-        table_release(h->s, (unsigned int)random_next(&h->random) % num);
-        table_fgrab(h->s, (unsigned int)random_next(&h->random) % num);
-        wrong_if(h, table_count(h->s) > num);
-        wrong_if(h, table_next_used(h->s, id % num) > num);
+        slotmem_table_release(&h->s->table,
+                              (unsigned int)random_next(&h->random) % num);
+        slotmem_table_fgrab(&h->s->table,
+                            (unsigned int)random_next(&h->random) % num);
+        wrong_if(h, slotmem_table_count(&h->s->table) > num);
+        wrong_if(h, slotmem_table_next_used(&h->s->table, id % num) > num);
         h->done++;
     } while (!hammer_over);
     return NULL;

@@ -85,10 +85,11 @@ static void assert_hints_true(const ap_slotmem_instance_t *s)
     unsigned int k;
     apr_size_t w;
 
-    for (k = 0; k + 1 < s->layout.levels; k++) {
-        for (w = 0; w < s->layout.level_words[k]; w++) {
-            if (s->level[k + 1][w / 64] & bit_of(w)) {
-                assert_true(table_word(s, k, w) == WORD_FULL);
+    for (k = 0; k + 1 < s->table.levels; k++) {
+        for (w = 0; w < s->table.words[k]; w++) {
+            if (s->table.level[k + 1][w / 64] & slotmem_bit(w)) {
+                assert_true(slotmem_table_word(&s->table, k, w)
+                            == SLOTMEM_WORD_FULL);
             }
         }
     }
