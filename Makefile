@@ -59,6 +59,10 @@ help:
 	@echo 'make check-intree   build and test inside an httpd source tree'
 	@echo 'make portability    compilers, standards, word sizes, other APR builds'
 	@echo 'make platforms  the tests on other systems and processors (SYSTEMS)'
+	@echo 'make deb        a Debian package in build/deb'
+	@echo 'make check-deb  install, upgrade, remove, purge it in a root of its own'
+	@echo "make manual     the page for httpd's manual against httpd's DTD"
+	@echo 'make rpm        an RPM for Fedora and RHEL in build/rpm'
 	@echo 'make format     clang-format the C sources'
 	@echo 'make clean'
 
@@ -95,7 +99,8 @@ lint:
 	$(CC) -std=gnu11 -O2 -fanalyzer -Werror $(FLAGS) -S -o /dev/null mod_slotmem_shm.c
 	$(CLANG_TIDY) --quiet mod_slotmem_shm.c include/*.h -- -x c -std=gnu11 $(FLAGS)
 	clang-format --dry-run -Werror $(C_SOURCES)
-	for script in .ci/run $$(find test -name '*.sh'); do bash -n $$script || exit 1; done
+	sh test/manual/check.sh --if-it-can-be-had
+	for script in .ci/run $$(find test packaging -name '*.sh'); do bash -n $$script || exit 1; done
 
 unit:
 	bash test/unit/run.sh
@@ -163,6 +168,18 @@ portability:
 platforms:
 	$(PYTHON) -B test/platforms/run.py $(SYSTEMS)
 
+manual: deps-manual
+	sh test/manual/check.sh
+
+deb: deps-deb
+	@sh packaging/make-deb.sh build/deb
+
+check-deb: deps-check-deb
+	bash test/packaging/run.sh
+
+rpm: deps-rpm
+	@bash packaging/make-rpm.sh build/rpm
+
 format:
 	clang-format -i $(C_SOURCES)
 
@@ -171,8 +188,6 @@ clean:
 	    mod_slotmem_shm.slo mod_slotmem_shm.o
 
 .PHONY: all install help demo check lint unit model fuzz test test-under-load \
-        coverage mutants soak hostile torture bench bench-plot bench-scale callgrind \
-        soak hostile members torture bench bench-plot bench-scale callgrind \
-        screenshot check-intree portability format clean
-        soak hostile torture bench bench-plot bench-scale callgrind \
-        screenshot check-intree portability platforms format clean
+        coverage mutants soak hostile members torture bench bench-plot \
+        bench-scale callgrind screenshot check-intree portability platforms \
+        manual deb check-deb rpm format clean
