@@ -45,6 +45,10 @@
 #ifndef SLOTMEM_PLATFORM_H
 #define SLOTMEM_PLATFORM_H
 
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1 /* syncfs, F_SETLEASE */
+#endif
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -920,13 +924,30 @@ static int platform_process_maps(const char *pid, const struct stat *st)
     return found;
 }
 
-/* Does any living process map it?  Where that cannot be told, perhaps. */
-static int platform_is_mapped(const struct stat *st)
+/*
+ * Does any living process map the file that is open for writing?  Where that
+ * cannot be told, perhaps.  Linux gives a write lease only on a file that
+ * nobody else has open, and a mapping keeps its file open; that holds over the
+ * borders of containers, too, and needs no look at processes that may not be
+ * looked at.
+ */
+static int platform_is_mapped(int fd, const struct stat *st)
 {
-    DIR *proc = opendir("/proc");
+    DIR *proc;
     struct dirent *entry;
     int seen = 0, found = 0;
 
+#ifdef F_SETLEASE
+    if (fcntl(fd, F_SETLEASE, F_WRLCK) == 0) {
+        fcntl(fd, F_SETLEASE, F_UNLCK);
+        return 0;
+    }
+    if (errno == EAGAIN) {
+        return 1;
+    }
+#endif
+    (void)fd;
+    proc = opendir("/proc");
     while (proc && !found && (entry = readdir(proc)) != NULL) {
         if (entry->d_name[0] >= '0' && entry->d_name[0] <= '9') {
             seen = 1;
@@ -975,7 +996,7 @@ static int platform_name_clear(const char *key, int ours, int *hold)
     *hold = -1;
     rv = platform_posix_open(key, geteuid(), &fd, &st);
     if (rv == 0) {
-        free = ours || !platform_is_mapped(&st);
+        free = ours || !platform_is_mapped(fd, &st);
         close(fd);
     }
     if (rv != ENOENT) {
