@@ -129,6 +129,8 @@ class Model:
         self.may_lose = max(0, added - configuration.growth)
 
     def change(self, name, state):
+        if len(self.members) == 1:
+            state = state._replace(factor=1)    # so does mod_proxy_balancer
         self.members[name] = self.members[name]._replace(state=state)
 
     def name(self, name, state):
