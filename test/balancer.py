@@ -207,6 +207,11 @@ class Manager:
 
     def balancers(self):
         page = self._ask("GET", self.path + "?xml=1")
+        if not page.lstrip().startswith("<?xml"):
+            # httpd 2.4.37 to 2.4.41 wants to be shown a nonce even for this.
+            page = self._ask("GET", self.path + "?xml=1&" + re.search(
+                r"\?(b=[^&\"]+)&(?:amp;)?(?:w=[^&\"]*&(?:amp;)?)?"
+                r"(nonce=[-\w]+)", page).expand(r"\1&\2"))
         found = {}
         root = xml.etree.ElementTree.fromstring(page)
         for node in root.iter(XMLNS + "balancer"):

@@ -33,6 +33,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import httpd as harness     # noqa: E402  (the path above finds it)
+import layout               # noqa: E402
 
 KINDS = ("zero", "ones", "random", "flip", "more", "less", "one", "bits",
          "held", "dead")
@@ -191,6 +192,18 @@ class Attacker:
 
     def shorten(self, path, size):
         self.order(f"shorten {path} {size:x}")
+
+    def claim(self, pid):
+        """The scoreboard says from now on that this child is pid."""
+        self.order(f"claim {pid:x}")
+
+    def make(self, folder):
+        """Makes directories in a thread, over and over."""
+        self.order(f"make {folder}")
+
+    def made(self):
+        """(how many, how many of another mode than the first)"""
+        return tuple(int(n, 16) for n in self.order("made").split())
 
 
 # ---------------------------------------------------------------------------
@@ -365,7 +378,7 @@ class Siege:
             kind = self.random.choice(KINDS)
             seed = self.random.getrandbits(60) | 1
             length = self.random.choice((where.control, where.length,
-                                         8 + 56 + 128))
+                                         layout.header_end()))
             deed = self.random.choice(("storm", "fill", "word", "copy",
                                        "punch"))
             self.count(deed)
