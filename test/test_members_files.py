@@ -72,7 +72,7 @@ class One:
 
     def model(self, text):
         model = Model()
-        model.configuration, model.timeout = self.configuration, None
+        model.configuration, model.sticky = self.configuration, None
         model.members = {letter: Entry(state, is_added) for letter, state,
                          is_added in map(parse_member, text.split())}
         return model
