@@ -1654,7 +1654,8 @@ static int image_is_the_last(const ap_slotmem_instance_t *s, image_t *i)
  * pipe is waited for and no link followed, and what it is is asked of the
  * descriptor.  A file of another user is not believed, unless it is the one
  * as which the children run, who write what is stored anyway.  How many names
- * it has does not matter, since it is only read.
+ * it has does not matter, since it is only read.  APR_EINVAL: it is no such
+ * file.
  */
 static apr_status_t stored_open(apr_file_t **file, const char *path,
                                 struct stat *st, apr_pool_t *p)
@@ -1662,14 +1663,15 @@ static apr_status_t stored_open(apr_file_t **file, const char *path,
     apr_os_file_t fd =
         open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 
-    if (fd < 0) {
-        return platform_is_symlink_error(errno) ? APR_EACCES : errno;
+    if (fd < 0) { /* ENXIO: a socket */
+        return platform_is_symlink_error(errno) || errno == ENXIO ? APR_EINVAL
+                                                                  : errno;
     }
     if (fstat(fd, st) != 0 || !S_ISREG(st->st_mode)
         || (st->st_uid != geteuid() && st->st_uid != 0
             && st->st_uid != ap_unixd_config.user_id)) {
         close(fd);
-        return APR_EACCES;
+        return APR_EINVAL;
     }
     return apr_os_file_put(file, &fd, APR_FOPEN_READ, p);
 }
@@ -2053,6 +2055,21 @@ static void store_sweep(const char *store, apr_pool_t *p)
     unlink(name_beside(p, store, store_suffix[STORE_CHECKPOINT]));
 }
 
+static void store_sweep_all(void)
+{
+    const ap_slotmem_instance_t *s;
+    apr_pool_t *p;
+
+    apr_pool_create_unmanaged_ex(&p, NULL, NULL);
+    for (s = registry->first; s; s = s->next) {
+        if (s->store) {
+            store_sweep(s->store, p);
+            apr_pool_clear(p);
+        }
+    }
+    apr_pool_destroy(p);
+}
+
 /* Is the segment's file its own to write?  One that could not be read may
  * still be good, and nothing is to replace it. */
 static int is_stored(const ap_slotmem_instance_t *s)
@@ -2119,7 +2136,7 @@ static apr_status_t store_all(store_t *st, enum store_mode mode,
  * in the runtime directory, lists it:
  *
  *     slotmem-shm 2
- *     run IDENTITY PID
+ *     run IDENTITY PID BIRTH
  *     segment GEN BYRUN TYPE SIZE NUM NAME CLAIMS
  *
  * with numbers in hexadecimal but for SIZE and NUM, the name in hexadecimal
@@ -2177,10 +2194,15 @@ static retained_t *retained;
 typedef struct {
     const char *name;
     const char *key;
+    unsigned char run[SLOTMEM_SHM_RUN_LEN];
     ap_slotmem_instance_t *s; /* laid over its memory; NULL: not mapped */
 } orphan_t;
 
-static apr_hash_t *orphans; /* in the registry's pool, by name; NULL: none */
+/* In the registry's pool, until every module has configured. */
+static struct {
+    apr_hash_t *by_key;  /* all that the marker lists, NULL: none          */
+    apr_hash_t *by_name; /* those that are mapped, the latest of each name */
+} orphans;
 
 static int runtime_may_write(void)
 {
@@ -2214,9 +2236,9 @@ static void text_add(text_t *t, const char *more)
 
 static void text_add_run(text_t *t, apr_pool_t *p)
 {
-    text_add(t, apr_psprintf(p, "run %s %" APR_PID_T_FMT "\n",
+    text_add(t, apr_psprintf(p, "run %s %" APR_PID_T_FMT " %x\n",
                              hex_text(p, retained->run, sizeof(retained->run)),
-                             getpid()));
+                             getpid(), self.server.birth));
 }
 
 /* Which slots are set, as "0-2,5". */
@@ -2530,7 +2552,31 @@ static int runtime_look(enum runtime_state *before)
 
 /* -- what others have left -- */
 
-/* A segment that the marker lists: mapped, if it is what the list says. */
+/* Maps what the marker lists, if it is just that. */
+static void orphan_map(orphan_t *o, unsigned int type, const char *size,
+                       const char *num, const char *claims)
+{
+    apr_pool_t *p = registry->pool;
+    ap_slotmem_instance_t *s = apr_pcalloc(p, sizeof(*s));
+
+    s->name = o->name;
+    s->store = name_store(p, o->name);
+    if (!s->store || segment_open(s, o->key, o->run) != APR_SUCCESS) {
+        return;
+    }
+    if (s->type != type
+        || s->layout.item_size != (apr_size_t)apr_strtoi64(size, NULL, 10)
+        || s->layout.item_num != (unsigned int)strtoul(num, NULL, 10)) {
+        memory_unmap(&s->memory);
+        return;
+    }
+    s->origin = ORIGIN_MEMORY;
+    s->claims = bits_parse(claims, s->layout.item_num, p);
+    o->s = s;
+    apr_hash_set(orphans.by_name, o->name, APR_HASH_KEY_STRING, o);
+}
+
+/* A line of the marker, behind "segment ". */
 static void orphan_add(char *line, const unsigned char *run)
 {
     apr_pool_t *p = registry->pool;
@@ -2542,38 +2588,31 @@ static void orphan_add(char *line, const unsigned char *run)
     const char *hex = apr_strtok(NULL, " ", &line);
     const char *claims = apr_strtok(NULL, " ", &line);
     apr_size_t len = hex ? strlen(hex) / 2 : 0;
-    ap_slotmem_instance_t *s;
+    unsigned int bits;
     orphan_t *o;
     char *name;
 
-    if (!claims || !len
-        || !(strtoul(type, NULL, 16) & AP_SLOTMEM_TYPE_PERSIST)) {
+    if (!claims || !len) {
         return;
     }
     name = apr_pcalloc(p, len + 1);
     if (!hex_bytes(hex, name, len) || strlen(name) != len) {
         return;
     }
-    s = apr_pcalloc(p, sizeof(*s));
     o = apr_pcalloc(p, sizeof(*o));
-    o->name = s->name = name;
+    o->name = name;
     o->key =
         name_key(p, name, (unsigned int)strtoul(gen, NULL, 16),
                  *by_run == '1' ? hex_text(p, run, SLOTMEM_SHM_RUN_LEN) : NULL);
-    s->store = name_store(p, name);
-    if (!o->key || !s->store || segment_open(s, o->key, run) != APR_SUCCESS) {
+    memcpy(o->run, run, sizeof(o->run));
+    if (!o->key) {
         return;
     }
-    if (s->type != (ap_slotmem_type_t)strtoul(type, NULL, 16)
-        || s->layout.item_size != (apr_size_t)apr_strtoi64(size, NULL, 10)
-        || s->layout.item_num != (unsigned int)strtoul(num, NULL, 10)) {
-        memory_unmap(&s->memory);
-        return;
+    apr_hash_set(orphans.by_key, o->key, APR_HASH_KEY_STRING, o);
+    bits = (unsigned int)strtoul(type, NULL, 16);
+    if (bits & AP_SLOTMEM_TYPE_PERSIST) {
+        orphan_map(o, bits, size, num, claims);
     }
-    s->origin = ORIGIN_MEMORY;
-    s->claims = bits_parse(claims, s->layout.item_num, p);
-    o->s = s;
-    apr_hash_set(orphans, name, APR_HASH_KEY_STRING, o);
 }
 
 /* A line without its end was being written when the parent died, before the
@@ -2609,7 +2648,8 @@ static void orphans_find(void)
     char *text;
     ssize_t got;
 
-    orphans = apr_hash_make(registry->pool);
+    orphans.by_key = apr_hash_make(registry->pool);
+    orphans.by_name = apr_hash_make(registry->pool);
     if (fd < 0 && marker_open(retained->path, &fd) != APR_SUCCESS) {
         return;
     }
@@ -2626,17 +2666,53 @@ static void orphans_find(void)
     }
 }
 
-static void orphans_unmap(void)
+static int head_is_of(const struct slotmem_shm_header *head, const void *ctx)
 {
-    apr_hash_index_t *at;
+    return memcmp(head->run, ((const orphan_t *)ctx)->run, sizeof(head->run))
+           == 0;
+}
 
-    for (at = orphans ? apr_hash_first(NULL, orphans) : NULL; at;
-         at = apr_hash_next(at)) {
-        orphan_t *o = apr_hash_this_val(at);
+/* Is what lies under its key the orphan, and no other server's?  A relative
+ * name's key is in the directory that is ours; under an absolute one the
+ * object has to bear the run's identity, or nothing, since the kill came
+ * before anything was written to it. */
+static int orphan_is_there(const orphan_t *o)
+{
+    platform_object_t object;
+    int there = 0;
 
-        memory_unmap(&o->s->memory);
+    if (!name_is_absolute(o->name)) {
+        return 1;
     }
-    orphans = NULL;
+    if (platform_object_open(&object, o->key, geteuid()) == 0) {
+        there = platform_object_bears(&object, head_is_of, o) != PLATFORM_OTHER;
+        platform_object_close(&object);
+    }
+    return there;
+}
+
+/* The end of the search for an heir: unmaps them, and takes those that an
+ * owner found off the system. */
+static void orphans_end(int owner)
+{
+    apr_hash_index_t *at = NULL;
+
+    if (orphans.by_key) {
+        at = apr_hash_first(registry->pool, orphans.by_key);
+    }
+    for (; at; at = apr_hash_next(at)) {
+        orphan_t *o = apr_hash_this_val(at);
+        const ap_slotmem_instance_t *s = registry_find(registry, o->name);
+
+        if (owner && (!s || !s->key || strcmp(s->key, o->key) != 0)
+            && orphan_is_there(o)) {
+            object_remove(o->key);
+        }
+        if (o->s) {
+            memory_unmap(&o->s->memory);
+        }
+    }
+    orphans.by_key = orphans.by_name = NULL;
 }
 
 /* Of a run in this directory whose parent is gone. */
@@ -2817,8 +2893,10 @@ static int inherit_memory(ap_slotmem_instance_t *s,
     s->origin = origin;
     ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
                  "slotmem_shm: %s goes on with the %s: %u of %u slots in use",
-                 s->name, origin_text[origin], slotmem_table_count(&s->table),
-                 s->layout.item_num);
+                 s->name,
+                 origin == ORIGIN_MEMORY ? "memory of a run that was killed"
+                                         : origin_text[origin],
+                 slotmem_table_count(&s->table), s->layout.item_num);
     return 1;
 }
 
@@ -2944,7 +3022,7 @@ static enum restored persist_restore_once(ap_slotmem_instance_t *s,
         return RESTORE_NO_FILE;
     }
     if (*rv != APR_SUCCESS) {
-        return APR_STATUS_IS_EACCES(*rv) ? RESTORE_STRANGE : RESTORE_UNREADABLE;
+        return *rv == APR_EINVAL ? RESTORE_STRANGE : RESTORE_UNREADABLE;
     }
     apr_os_file_get(&fd, file);
     source.fd = fd;
@@ -3132,11 +3210,11 @@ static void orphans_judge(void)
     apr_hash_index_t *at;
     store_t st;
 
-    if (apr_hash_count(orphans) == 0
+    if (apr_hash_count(orphans.by_name) == 0
         || (owner && store_begin(&st, STORE_STOP) != APR_SUCCESS)) {
         return;
     }
-    for (at = apr_hash_first(registry->pool, orphans); at;
+    for (at = apr_hash_first(registry->pool, orphans.by_name); at;
          at = apr_hash_next(at)) {
         orphan_t *o = apr_hash_this_val(at);
         stored_read_t r = { o->s, 0 };
@@ -3165,24 +3243,22 @@ static void runtime_arrive(void)
             orphans_find();
         }
         if (retained->state == RUNTIME_OWNER) {
+            const unsigned int listed = apr_hash_count(orphans.by_key);
             text_t t = { 0 };
             apr_pool_t *p = scratch_pool();
 
             /* Behind what is listed, until that has been taken over; if
              * there was nothing, what follows makes a new list. */
-            text_add(&t, apr_hash_count(orphans) ? "\n" : MARKER_TITLE);
+            text_add(&t, listed ? "\n" : MARKER_TITLE);
             text_add_run(&t, p);
-            marker_put(&t, apr_hash_count(orphans)
-                               ? lseek(retained->marker, 0, SEEK_END)
-                               : 0);
-            if (!apr_hash_count(orphans)
-                && ftruncate(retained->marker, (off_t)t.len) != 0) {
+            marker_put(&t, listed ? lseek(retained->marker, 0, SEEK_END) : 0);
+            if (!listed && ftruncate(retained->marker, (off_t)t.len) != 0) {
                 marker_failed(errno);
             }
             free(t.bytes);
             apr_pool_destroy(p);
         }
-        if (orphans) {
+        if (orphans.by_name) {
             orphans_judge();
         }
     }
@@ -3192,7 +3268,9 @@ static void runtime_arrive(void)
 /* The killed run's segment of that name, whatever its memory is worth. */
 static orphan_t *orphan_find(const char *name)
 {
-    return orphans ? apr_hash_get(orphans, name, APR_HASH_KEY_STRING) : NULL;
+    return orphans.by_name
+               ? apr_hash_get(orphans.by_name, name, APR_HASH_KEY_STRING)
+               : NULL;
 }
 
 static void segment_inherit(ap_slotmem_instance_t *s)
@@ -3225,7 +3303,8 @@ static void segment_inherit(ap_slotmem_instance_t *s)
  * made anew. */
 static void inheritance_end(void)
 {
-    const int arrived = orphans != NULL || retained->state == RUNTIME_UNLISTED;
+    const int arrived =
+        orphans.by_key != NULL || retained->state == RUNTIME_UNLISTED;
     ap_slotmem_instance_t *s;
 
     for (s = registry->first; s; s = s->next) {
@@ -3233,7 +3312,7 @@ static void inheritance_end(void)
             search_end(s);
         }
     }
-    orphans_unmap();
+    orphans_end(retained->state == RUNTIME_OWNER);
     if (retained->former) {
         for (s = retained->former->first; s; s = s->next) {
             if (s->key) {
@@ -3661,7 +3740,12 @@ static int key_clear(const ap_slotmem_instance_t *s, int *hold)
 {
     ap_slotmem_instance_t *former =
         retained->former ? registry_find(retained->former, s->name) : NULL;
-    int ours = retained->state == RUNTIME_OWNER && !name_is_absolute(s->name);
+    const orphan_t *o =
+        orphans.by_key && retained->state == RUNTIME_OWNER
+            ? apr_hash_get(orphans.by_key, s->key, APR_HASH_KEY_STRING)
+            : NULL;
+    int ours = (retained->state == RUNTIME_OWNER && !name_is_absolute(s->name))
+               || (o && orphan_is_there(o));
 
     if (former && former->key && !strcmp(former->key, s->key)) {
         former->key = NULL; /* ours, and about to go on in this one */
@@ -3696,7 +3780,7 @@ static apr_status_t segment_map_parent(ap_slotmem_instance_t *s, apr_pool_t *p)
         log_create_failed(
             rv, s,
             APR_STATUS_IS_EEXIST(rv)
-                ? ": the name is in use, and not by this server. The segment "
+                ? ": the name is in use and not by this server. The segment "
                   "is made without a name: it works as ever, but its memory "
                   "will not outlive a kill of the server. If no other server "
                   "uses it, find the object by its owner and age, and remove "
@@ -4734,13 +4818,15 @@ static apr_status_t slotmem_close(void *data)
     }
     checkpoint_stop();
     if (retained->state != RUNTIME_UNKNOWN && retained->pid == getpid()) {
-        const int arriving = self.role == ROLE_CONFIGURING && orphans != NULL;
+        const int arriving =
+            self.role == ROLE_CONFIGURING && orphans.by_key != NULL;
 
         (void)runtime_look(&before);
         if (runtime_may_write() && store_is_wanted()) {
             retained->unflushed = !exiting;
             store_all(&st, exiting ? STORE_STOP : STORE_RESTART,
                       retained->failing);
+            store_sweep_all(); /* what the helper was about to write */
         }
         kept = names_remove();
         /* A start that is given up before it took over what it found leaves
@@ -4753,7 +4839,7 @@ static apr_status_t slotmem_close(void *data)
         registry_close(retained->former);
         retained->former = NULL;
     }
-    orphans_unmap();
+    orphans_end(0);
     if (exiting || retained->state == RUNTIME_UNKNOWN) {
         registry_close(registry);
     }
@@ -4807,7 +4893,7 @@ static int slotmem_pre_config(apr_pool_t *pconf, apr_pool_t *plog,
 
     (void)plog;
     (void)ptemp;
-    orphans = NULL;
+    memset(&orphans, 0, sizeof(orphans));
     self.role = ROLE_CONFIGURING;
     process_note_self();
     self.server = self.process;

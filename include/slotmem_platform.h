@@ -872,7 +872,7 @@ static int platform_line_shows(const char *line, const struct stat *st)
 /* Does process `pid` map it?  Who may not be looked at may. */
 static int platform_process_maps(const char *pid, const struct stat *st)
 {
-    char path[64], line[512];
+    char path[288], line[512];
     int found = 0;
     FILE *maps;
 
@@ -1047,7 +1047,7 @@ static void platform_sweep_posix(platform_wanted_fn *wanted, const void *ctx,
 #ifdef __linux__
     DIR *d = opendir(PLATFORM_DIR);
     struct dirent *entry;
-    char path[sizeof(PLATFORM_DIR) + NAME_MAX + 1];
+    char path[sizeof(PLATFORM_DIR) + 1 + sizeof(entry->d_name)];
     platform_object_t o;
     struct stat st;
 

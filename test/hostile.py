@@ -33,6 +33,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import httpd as harness     # noqa: E402  (the path above finds it)
+import layout               # noqa: E402
 
 KINDS = ("zero", "ones", "random", "flip", "more", "less", "one", "bits",
          "held", "dead")
@@ -377,7 +378,7 @@ class Siege:
             kind = self.random.choice(KINDS)
             seed = self.random.getrandbits(60) | 1
             length = self.random.choice((where.control, where.length,
-                                         8 + 56 + 128))
+                                         layout.header_end()))
             deed = self.random.choice(("storm", "fill", "word", "copy",
                                        "punch"))
             self.count(deed)

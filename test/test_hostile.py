@@ -34,6 +34,7 @@ import pytest
 
 import hostile
 import httpd as harness
+import layout
 import sharedmem
 
 NUM = 5000          # two levels of the table, every stripe
@@ -101,6 +102,7 @@ def test_guard_pages_stop_who_runs_past_a_segment(httpd, guarded):
         attacker = hostile.Attacker(server, server.children()[0])
 
 
+@sharedmem.needs_root
 def test_attacker_has_the_child_s_rights_and_no_more(httpd, guarded):
     """The parent's objects are not its to open, cut or replace."""
     server = begin(httpd, guarded)
@@ -383,7 +385,7 @@ def test_planted_segments_are_in_bounds_for_a_sibling(httpd, watched):
     attacker, other = attack(server)
     where = attacker.range("plain")
     rng = random.Random(6)
-    original = attacker.get(where.start, 8 + 56 + 128)
+    original = attacker.get(where.start, layout.header_end())
     planted = []
     try:
         count = 0

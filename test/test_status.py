@@ -31,6 +31,7 @@ import time
 import pytest
 
 import httpd as harness
+import layout
 import sharedmem
 
 BALANCER = """
@@ -263,10 +264,10 @@ def test_store_time_is_told_and_believed_only_if_possible(httpd):
     assert before - 1 < int(segment(keys, "kept")["Stored"]) <= time.time()
     assert keys["SlotmemStoredOldest"] == segment(keys, "kept")["Stored"]
 
-    # The header lies 64 bytes into the mapping, the time 80 into the header.
+    at = layout.field("stored")
     for byte in 0xff, 0x7f, 0x10:
         server.slotmem().call("scribble", h="kept", byte=byte,
-                              **{"from": 144, "to": 152})
+                              **{"from": at, "to": at + 8})
         assert page(server).row("kept")["Stored"] == "not yet"
         assert segment(auto(server), "kept")["Stored"] == "0"
 
