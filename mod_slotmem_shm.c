@@ -2978,6 +2978,24 @@ static enum restored image_restore(ap_slotmem_instance_t *s,
                                              : RESTORE_UNREADABLE;
 }
 
+/*
+ * Is the image so much larger than the segment's own that reading it is out
+ * of proportion?  Whoever owns the directory can make a file of a terabyte
+ * that takes no disk and ends in a descriptor; to hash it, if only to say what
+ * is wrong with it, would hold the parent up for an hour.  No configuration
+ * shrinks that much.
+ */
+#define IMAGE_LARGE ((apr_uint64_t)64 * 1024 * 1024)
+#define IMAGE_RATIO 16
+
+static int image_is_huge(const ap_slotmem_instance_t *s,
+                         const slotmem_image_t *image)
+{
+    return image->size > IMAGE_LARGE
+           && image->size / IMAGE_RATIO > slotmem_shm_file_size(
+                  s->layout.item_size, s->layout.item_num);
+}
+
 /* Tries what the open file may hold.  *rv says why it cannot be read. */
 static enum restored file_restore(ap_slotmem_instance_t *s,
                                   const slotmem_image_source_t *source,
@@ -2997,7 +3015,8 @@ static enum restored file_restore(ap_slotmem_instance_t *s,
         return RESTORE_UNREADABLE;
     }
     for (i = 0; i < n; i++) {
-        one = image_restore(s, source, &list[i]);
+        one = image_is_huge(s, &list[i]) ? RESTORE_NOT_FIT
+                                         : image_restore(s, source, &list[i]);
         if (one == RESTORED || one == RESTORE_UNREADABLE) {
             *rv = errno;
             return one;
@@ -3033,7 +3052,8 @@ static enum restored persist_restore_once(ap_slotmem_instance_t *s,
 }
 
 /* Is that a whole image of anything?  Then nothing is put in its place. */
-static int file_is_good(const char *path, apr_pool_t *p)
+static int file_is_good(const ap_slotmem_instance_t *s, const char *path,
+                        apr_pool_t *p)
 {
     slotmem_image_source_t source = { -1, NULL, 0 };
     slotmem_image_t image[SLOTMEM_IMAGE_MAX];
@@ -3049,8 +3069,9 @@ static int file_is_good(const char *path, apr_pool_t *p)
     source.fd = fd;
     source.size = (apr_uint64_t)st.st_size;
     good = slotmem_image_find(&source, NULL, image) > 0
-           && slotmem_image_read(&source, image, NULL, NULL, NULL)
-                  == SLOTMEM_IMAGE_OK;
+           && (image_is_huge(s, image)
+               || slotmem_image_read(&source, image, NULL, NULL, NULL)
+                      == SLOTMEM_IMAGE_OK);
     apr_file_close(file);
     return good;
 }
@@ -3068,7 +3089,7 @@ static void store_put_aside(ap_slotmem_instance_t *s, const char *why,
     if (!runtime_may_write()) {
         return; /* it is somebody else's to judge */
     }
-    if (file_is_good(aside, p)) {
+    if (file_is_good(s, aside, p)) {
         aside = name_beside(p, s->store, ".rejected.2");
     }
     moved = apr_file_rename(s->store, aside, p);
