@@ -1679,8 +1679,27 @@ static apr_status_t stored_open(apr_file_t **file, const char *path,
     return apr_os_file_put(file, &fd, APR_FOPEN_READ, p);
 }
 
+/*
+ * Is the image so much larger than the segment's own that reading it is out
+ * of proportion?  Whoever owns the directory can make a file of a terabyte
+ * that takes no disk and ends in a descriptor; to hash it, if only to say what
+ * is wrong with it, would hold the parent up for an hour.  No configuration
+ * shrinks that much.
+ */
+#define IMAGE_LARGE ((apr_uint64_t)64 * 1024 * 1024)
+#define IMAGE_RATIO 16
+
+static int image_is_huge(const ap_slotmem_instance_t *s,
+                         const slotmem_image_t *image)
+{
+    return image->size > IMAGE_LARGE
+           && image->size / IMAGE_RATIO > slotmem_shm_file_size(
+                  s->layout.item_size, s->layout.item_num);
+}
+
 /* Is that a whole image of anything?  Then nothing is put in its place. */
-static int file_is_good(const char *path, apr_pool_t *p)
+static int file_is_good(const ap_slotmem_instance_t *s, const char *path,
+                        apr_pool_t *p)
 {
     slotmem_image_source_t source = { -1, NULL, 0 };
     slotmem_image_t image[SLOTMEM_IMAGE_MAX];
@@ -1696,8 +1715,9 @@ static int file_is_good(const char *path, apr_pool_t *p)
     source.fd = fd;
     source.size = (apr_uint64_t)st.st_size;
     good = slotmem_image_find(&source, NULL, image) > 0
-           && slotmem_image_read(&source, image, NULL, NULL, NULL)
-                  == SLOTMEM_IMAGE_OK;
+           && (image_is_huge(s, image)
+               || slotmem_image_read(&source, image, NULL, NULL, NULL)
+                      == SLOTMEM_IMAGE_OK);
     apr_file_close(file);
     return good;
 }
@@ -1711,7 +1731,7 @@ static void store_put_aside(const ap_slotmem_instance_t *s, const char *why,
     const char *aside = name_beside(p, s->store, ".rejected");
     apr_status_t moved;
 
-    if (file_is_good(aside, p)) {
+    if (file_is_good(s, aside, p)) {
         aside = name_beside(p, s->store, ".rejected.2");
     }
     moved = apr_file_rename(s->store, aside, p);
@@ -1964,7 +1984,7 @@ static void store_spare_foreign(store_t *st, ap_slotmem_instance_t *s)
     struct stat info;
 
     if (lstat(s->store, &info) == 0 && note_has(s, &info, &stored) == 0
-        && file_is_good(s->store, st->pool)) {
+        && file_is_good(s, s->store, st->pool)) {
         store_put_aside(s, "it was put there while the server ran",
                         "the state of the running server takes its place", 0,
                         st->pool);
@@ -3183,7 +3203,8 @@ static enum restored file_restore(ap_slotmem_instance_t *s,
         return RESTORE_UNREADABLE;
     }
     for (i = 0; i < n; i++) {
-        one = image_restore(s, source, &list[i]);
+        one = image_is_huge(s, &list[i]) ? RESTORE_NOT_FIT
+                                         : image_restore(s, source, &list[i]);
         if (one == RESTORED || one == RESTORE_UNREADABLE) {
             *rv = errno;
             return one;
