@@ -872,7 +872,7 @@ static int platform_line_shows(const char *line, const struct stat *st)
 /* Does process `pid` map it?  Who may not be looked at may. */
 static int platform_process_maps(const char *pid, const struct stat *st)
 {
-    char path[64], line[512];
+    char path[288], line[512];
     int found = 0;
     FILE *maps;
 

@@ -193,6 +193,18 @@ class Attacker:
     def shorten(self, path, size):
         self.order(f"shorten {path} {size:x}")
 
+    def claim(self, pid):
+        """The scoreboard says from now on that this child is pid."""
+        self.order(f"claim {pid:x}")
+
+    def make(self, folder):
+        """Makes directories in a thread, over and over."""
+        self.order(f"make {folder}")
+
+    def made(self):
+        """(how many, how many of another mode than the first)"""
+        return tuple(int(n, 16) for n in self.order("made").split())
+
 
 # ---------------------------------------------------------------------------
 # What every attack is followed by

@@ -261,3 +261,10 @@ def only_posix(why):
     """The same as a mark."""
     import pytest
     return pytest.mark.skipif(kind() != "posix", reason=why)
+
+
+def needs_root(test):
+    """Marks a test in which a file is given to another user, or in which
+    httpd's parent must have rights that its children have not."""
+    import pytest
+    return pytest.mark.skipif(os.geteuid() != 0, reason="needs root")(test)

@@ -102,6 +102,7 @@ def test_guard_pages_stop_who_runs_past_a_segment(httpd, guarded):
         attacker = hostile.Attacker(server, server.children()[0])
 
 
+@sharedmem.needs_root
 def test_attacker_has_the_child_s_rights_and_no_more(httpd, guarded):
     """The parent's objects are not its to open, cut or replace."""
     server = begin(httpd, guarded)

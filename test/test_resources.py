@@ -424,6 +424,7 @@ def test_two_servers_in_one_runtime_directory(httpd):
     assert holds(first, slot, data)
 
 
+@sharedmem.needs_root
 def test_server_that_is_not_started_as_root(httpd):
     """As on a developer's machine, or in a container without root."""
     user = harness.unprivileged_user()
@@ -444,6 +445,7 @@ def test_server_that_is_not_started_as_root(httpd):
     assert not sharedmem.exists(path)
 
 
+@sharedmem.needs_root
 def test_runtime_directory_that_cannot_be_written(httpd):
     """Not root, and the directory is root's: it runs, and says what that
     costs."""

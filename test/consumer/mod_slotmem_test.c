@@ -54,6 +54,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -61,6 +62,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -85,7 +87,7 @@ static int mpm_is_ready;
 static const char *default_provider = "shm";
 static apr_array_header_t *post_config_ops; /* const char * */
 static int start_fails;
-static apr_array_header_t *child_init_ops;  /* const char * */
+static apr_array_header_t *child_init_ops; /* const char * */
 
 /* ------------------------------------------------------------------------
  * Answers: a growing text
@@ -761,6 +763,88 @@ static void do_hold(op_t *op)
     answer_bool(op->answer, "released", wait_for_file(until, seconds));
 }
 
+/*
+ * A put that stops in its middle: its source runs into a page that nobody may
+ * read, and the thread that reads it waits there, inside the provider's own
+ * copy, until it is killed or the file until= is there.
+ *
+ * "at" bytes of the source lie before the page, and until.reached tells who
+ * waits.  Only one thread of a process may do it at a time.
+ */
+static struct {
+    unsigned char *page;
+    size_t page_size;
+    const char *until;
+    char reached[PATH_MAX];
+} half;
+
+static void half_wait(int number, siginfo_t *info, void *context)
+{
+    unsigned char *at = info->si_addr;
+    struct timespec moment = { 0, 5000000 };
+    int fd;
+
+    (void)context;
+    if (half.page == NULL || at < half.page
+        || at >= half.page + half.page_size) {
+        signal(number, SIG_DFL); /* not ours: the child crashes */
+        return;
+    }
+    fd = open(half.reached, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0 || close(fd) != 0) {
+        _exit(1);
+    }
+    while (access(half.until, F_OK) != 0) {
+        nanosleep(&moment, NULL);
+    }
+    mprotect(half.page, half.page_size, PROT_READ | PROT_WRITE);
+}
+
+static void do_halfput(op_t *op)
+{
+    const ap_slotmem_provider_t *p = op_provider(op);
+    ap_slotmem_instance_t *instance = op_instance(op);
+    unsigned int id = op_uint(op, "i", 0);
+    size_t length = (size_t)op_number(op, "len", 0);
+    size_t at = (size_t)op_number(op, "at", length / 2);
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t before = (at + page - 1) / page * page;
+    size_t whole = before + page + length;
+    struct sigaction action, old;
+    unsigned char *room;
+    sigset_t fault;
+
+    half.until = op_text(op, "until", NULL);
+    if (half.until == NULL || at > length) {
+        op->error = "until= is missing, or at= is behind the end";
+    }
+    if (op->error) {
+        return;
+    }
+    apr_snprintf(half.reached, sizeof half.reached, "%s.reached", half.until);
+    room = mmap(NULL, whole, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (room == MAP_FAILED) {
+        op->error = "no memory";
+        return;
+    }
+    memset(room, (int)op_uint(op, "byte", 0), whole);
+    half.page = room + before;
+    half.page_size = page;
+    memset(&action, 0, sizeof action);
+    action.sa_sigaction = half_wait;
+    action.sa_flags = SA_SIGINFO;
+    sigaction(SIGSEGV, &action, &old);
+    sigemptyset(&fault); /* httpd's threads block all signals */
+    sigaddset(&fault, SIGSEGV);
+    pthread_sigmask(SIG_UNBLOCK, &fault, NULL);
+    mprotect(half.page, page, PROT_NONE);
+    answer_status(op->answer, p->put(instance, id, room + before - at, length));
+    sigaction(SIGSEGV, &old, NULL);
+    half.page = NULL;
+    munmap(room, whole);
+}
+
 /* ------------------------------------------------------------------------
  * doall
  */
@@ -1345,7 +1429,7 @@ static const struct {
     { "hold", do_hold },         { "read", do_read },
     { "write", do_write },       { "mapping", do_mapping },
     { "scribble", do_scribble }, { "hammer", do_hammer },
-    { "stop", do_stop },
+    { "stop", do_stop },         { "halfput", do_halfput },
 };
 
 /* -1 as long as no MPM has been set up: asking one then is fatal. */
