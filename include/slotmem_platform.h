@@ -819,30 +819,61 @@ static int platform_posix_make(const char *key, size_t size,
 #endif
 }
 
+/*
+ * One attempt at a key file and the segment under its number; *fd is the file
+ * as long as it matters which inode it has, else -1.
+ */
+static int platform_sysv_try(const char *key, size_t size, platform_object_t *o,
+                             int *fd)
+{
+    key_t number = (key_t)-1;
+    int rv = 0;
+
+    *fd = platform_new_file(key);
+    if (*fd < 0) {
+        return errno;
+    }
+    if (write(*fd, &size, sizeof(size)) != (ssize_t)sizeof(size)) {
+        rv = ENOSPC;
+    }
+    else {
+        number = ftok(key, (int)platform_hash(key));
+        rv = number == (key_t)-1 ? errno : 0;
+    }
+    if (rv == 0) {
+        o->shmid = shmget(number, size, IPC_CREAT | IPC_EXCL | 0600);
+        rv = o->shmid < 0 ? errno : 0;
+    }
+    if (rv != 0) {
+        unlink(key);
+    }
+    return rv;
+}
+
+/*
+ * EEXIST of a key file that did not exist: under its number stands a segment
+ * that is not ours (ftok() keeps 16 bits of the inode), or that is, and has
+ * lost its file.  Another file has another inode and so another number, as
+ * long as the first is held open; three misfortunes in a row are an error.
+ */
+#define PLATFORM_SYSV_TRIES 4
+
 static int platform_sysv_make(const char *key, size_t size,
                               platform_object_t *o)
 {
-    int fd = platform_new_file(key), rv = 0;
-    key_t number;
+    int fds[PLATFORM_SYSV_TRIES], tries = 0, rv;
 
-    if (fd < 0) {
-        return errno;
-    }
-    if (write(fd, &size, sizeof(size)) != (ssize_t)sizeof(size)) {
-        rv = ENOSPC;
-    }
-    close(fd);
-    number = rv == 0 ? ftok(key, (int)platform_hash(key)) : (key_t)-1;
-    o->shmid = number == (key_t)-1
-                   ? -1
-                   : shmget(number, size, IPC_CREAT | IPC_EXCL | 0600);
-    if (o->shmid < 0) {
-        rv = rv ? rv : errno;
-        unlink(key);
-        return rv;
+    do {
+        rv = platform_sysv_try(key, size, o, &fds[tries]);
+    } while (fds[tries++] >= 0 && rv == EEXIST && tries < PLATFORM_SYSV_TRIES);
+
+    while (tries-- > 0) {
+        if (fds[tries] >= 0) {
+            close(fds[tries]);
+        }
     }
     o->size = size;
-    return 0;
+    return rv;
 }
 
 /*
