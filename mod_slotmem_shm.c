@@ -3695,6 +3695,7 @@ static void checkpoint_helper(int pipe)
             apr_socket_close(listener->sd);
         }
     }
+    platform_die_with((pid_t)self.server.pid);
     setpriority(PRIO_PROCESS, 0, 10);
     pace.paid = monotonic_now();
     for (;;) {
@@ -3820,6 +3821,7 @@ static void checkpoint_start(void)
     if (checkpoint_lives()) {
         if (!checkpoint.pool) {
             checkpoint.called_off = 1;
+            checkpoint.count = registry->count; /* nothing to be told anew */
             checkpoint_register();
         }
         return;
