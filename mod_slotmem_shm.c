@@ -1697,7 +1697,7 @@ static int image_is_huge(const ap_slotmem_instance_t *s,
                   s->layout.item_size, s->layout.item_num);
 }
 
-/* Is that a whole image of anything?  Then nothing is put in its place. */
+/* May that be a whole image of anything?  Then nothing is put in its place. */
 static int file_is_good(const ap_slotmem_instance_t *s, const char *path,
                         apr_pool_t *p)
 {
@@ -1706,20 +1706,23 @@ static int file_is_good(const ap_slotmem_instance_t *s, const char *path,
     apr_os_file_t fd;
     apr_file_t *file;
     struct stat st;
-    int good;
+    apr_status_t rv = stored_open(&file, path, &st, p);
+    int found;
 
-    if (stored_open(&file, path, &st, p) != APR_SUCCESS) {
-        return 0;
+    if (rv != APR_SUCCESS) {
+        return !APR_STATUS_IS_ENOENT(rv) && rv != APR_EINVAL;
     }
     apr_os_file_get(&fd, file);
     source.fd = fd;
     source.size = (apr_uint64_t)st.st_size;
-    good = slotmem_image_find(&source, NULL, image) > 0
-           && (image_is_huge(s, image)
-               || slotmem_image_read(&source, image, NULL, NULL, NULL)
-                      == SLOTMEM_IMAGE_OK);
+    found = slotmem_image_find(&source, NULL, image);
+    if (found > 0 && !image_is_huge(s, image)
+        && slotmem_image_read(&source, image, NULL, NULL, NULL)
+               == SLOTMEM_IMAGE_DAMAGED) {
+        found = 0;
+    }
     apr_file_close(file);
-    return good;
+    return found != 0;
 }
 
 /* The file cannot be used: it is put aside, so that a person can look at it
@@ -2228,11 +2231,30 @@ static void store_sweep_all(void)
     apr_pool_destroy(p);
 }
 
-/* Is the segment's file its own to write?  One that could not be read may
- * still be good, and nothing is to replace it. */
-static int is_stored(const ap_slotmem_instance_t *s)
+static apr_status_t touched_unguarded(void *ctx)
 {
-    return s->store && s->origin != ORIGIN_UNREADABLE;
+    const ap_slotmem_instance_t *s = ctx;
+
+    return slotmem_table_count(&s->table) == 0
+                   && all_zero(s->slots, s->layout.slots_len)
+               ? APR_SUCCESS
+               : APR_EINVAL;
+}
+
+/* Has somebody put anything into it? */
+static int is_touched(ap_slotmem_instance_t *s)
+{
+    return guarded(touched_unguarded, s) != APR_SUCCESS;
+}
+
+/* Is the segment to be stored?  One whose file could not be read, and may be
+ * good, leaves that in place for as long as it runs; at the end of the
+ * generation what it has got since counts, too (store_spare_foreign). */
+static int is_stored(ap_slotmem_instance_t *s, enum store_mode mode)
+{
+    return s->store
+           && (s->origin != ORIGIN_UNREADABLE
+               || (mode != STORE_CHECKPOINT && is_touched(s)));
 }
 
 /* Does a segment of this process have a file? */
@@ -2241,7 +2263,7 @@ static int store_is_wanted(void)
     const ap_slotmem_instance_t *s;
 
     for (s = registry->first; s; s = s->next) {
-        if (is_stored(s)) {
+        if (s->store) {
             return 1;
         }
     }
@@ -2263,7 +2285,7 @@ static apr_status_t store_all(store_t *st, enum store_mode mode,
         return rv;
     }
     for (s = registry->first; s; s = s->next) {
-        if (is_stored(s)) {
+        if (is_stored(s, mode)) {
             store_segment(st, s);
         }
     }
@@ -3299,12 +3321,16 @@ static void persist_restore(ap_slotmem_instance_t *s, apr_pool_t *p)
         break;
     case RESTORE_UNREADABLE:
         s->origin = ORIGIN_UNREADABLE;
-        ap_log_error(APLOG_MARK, APLOG_ERR, rv, ap_server_conf,
-                     APLOGNO(02553) "slotmem_shm: %s cannot be read; %s starts "
-                                    "empty, and nothing is stored over the "
-                                    "file, which may be good. Once the cause "
-                                    "is gone, restart: the file is used then",
-                     s->store, s->name);
+        ap_log_error(
+            APLOG_MARK, APLOG_ERR, rv, ap_server_conf,
+            APLOGNO(02553) "slotmem_shm: %s cannot be read; %s starts "
+                           "empty. The file may be good, so it is left "
+                           "alone while this generation runs, and "
+                           "kept under another name when there is "
+                           "something else to store. Once the cause "
+                           "is gone: stop, move it back if need be, "
+                           "start",
+            s->store, s->name);
         break;
     }
 }
@@ -3449,14 +3475,27 @@ static ap_slotmem_instance_t *former_find(const char *name)
 }
 
 /*
- * The heir becomes owner while it runs.  It goes on with what it has; what
+ * There is another marker than at the last look, and it is ours.  A former
+ * heir goes on with what it has; what
  * the other had and it has not is stored, if its memory is still there, and
  * then taken off the system.
  */
-static void runtime_succeed(void)
+static void runtime_succeed(enum runtime_state before)
 {
+    ap_slotmem_instance_t *s;
     apr_hash_index_t *at;
+    struct stat st;
 
+    if (before == RUNTIME_OWNER) {
+        marker_write();
+        return;
+    }
+    /* The files that are there are known, and ours to replace. */
+    for (s = registry->first; s; s = s->next) {
+        if (s->store && lstat(s->store, &st) == 0) {
+            stored_note(s, &st);
+        }
+    }
     orphans_find();
     for (at = apr_hash_first(registry->pool, orphans.by_name); at;
          at = apr_hash_next(at)) {
@@ -3469,6 +3508,7 @@ static void runtime_succeed(void)
     orphans_judge();
     orphans_end(1);
     runtime_sweep(head_is_left);
+    marker_write();
 }
 
 /* The killed run's segment of that name, whatever its memory is worth. */
@@ -3481,20 +3521,18 @@ static orphan_t *orphan_find(const char *name)
 
 static void segment_inherit(ap_slotmem_instance_t *s)
 {
-    const ap_slotmem_instance_t *former = former_find(s->name);
+    ap_slotmem_instance_t *former = former_find(s->name);
     const orphan_t *o = orphan_find(s->name);
     apr_pool_t *p = scratch_pool();
 
     if (s->store && runtime_may_write()) {
         store_sweep(s->store, p);
     }
-    /* What was born empty because its file could not be read gives way to the
-     * file as soon as it can. */
-    if (former && former->origin == ORIGIN_UNREADABLE) {
+    /* What was born empty because its file could not be read, and stayed so,
+     * gives way to the file. */
+    if (former && former->origin == ORIGIN_UNREADABLE && !is_touched(former)
+        && s->store) {
         persist_restore(s, p);
-        if (s->origin == ORIGIN_UNREADABLE) {
-            inherit_memory(s, former, ORIGIN_UNREADABLE);
-        }
     }
     else if (!inherit_memory(s, former, ORIGIN_GENERATION)
              && !inherit_memory(s, o ? o->s : NULL, ORIGIN_MEMORY)
@@ -3604,7 +3642,7 @@ static void checkpoint_flush_late(store_t *st)
     ap_slotmem_instance_t *s;
 
     for (s = registry->first; s; s = s->next) {
-        if (is_stored(s)) {
+        if (s->store) {
             (void)store_dir(st, s);
             if (!PLATFORM_FLUSHES_SYSTEMS) {
                 int fd = open(s->store,
@@ -3637,7 +3675,7 @@ static apr_uint64_t checkpoint_look(pace_t *pace)
         retained->unflushed = 0;
     }
     for (s = registry->first; s; s = s->next) {
-        if (is_stored(s)) {
+        if (is_stored(s, STORE_CHECKPOINT)) {
             store_segment(&st, s);
         }
     }
@@ -3870,10 +3908,7 @@ static int checkpoint_monitor(apr_pool_t *p, server_rec *server)
     if (runtime_look(&before)) {
         /* Another marker: we have become owner, or somebody has cleared the
          * directory, and with it the files. */
-        if (before != RUNTIME_OWNER) {
-            runtime_succeed();
-        }
-        marker_write();
+        runtime_succeed(before);
         checkpoint_wake(WAKE_ALL);
     }
     if (!runtime_may_write() || checkpoint.count != registry->count) {
@@ -4973,8 +5008,8 @@ static unsigned int names_remove(void)
     unsigned int kept = 0;
 
     for (s = registry->first; s; s = s->next) {
-        if (s->key && is_stored(s) && retained->state == RUNTIME_OWNER
-            && !s->has_digest) {
+        if (s->key && retained->state == RUNTIME_OWNER && !s->has_digest
+            && is_stored(s, STORE_STOP)) {
             kept++;
         }
         else if (s->key) {
@@ -5028,7 +5063,9 @@ static apr_status_t slotmem_close(void *data)
         const int arriving =
             self.role == ROLE_CONFIGURING && orphans.by_key != NULL;
 
-        (void)runtime_look(&before);
+        if (runtime_look(&before)) {
+            runtime_succeed(before);
+        }
         if (runtime_may_write() && store_is_wanted()) {
             retained->unflushed = !exiting;
             store_all(&st, exiting ? STORE_STOP : STORE_RESTART,
