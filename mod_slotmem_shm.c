@@ -3986,10 +3986,42 @@ static int key_clear(const ap_slotmem_instance_t *s, int *hold)
     return platform_name_clear(s->key, ours, hold);
 }
 
+/*
+ * httpd's own module lists nothing.  When it was killed after restarts, its
+ * objects lie under the names of a later generation.  A new server looks for
+ * them: so many generations, and altogether so many looks as no start notices.
+ */
+#define STOCK_GENERATIONS 32u
+#define STOCK_LOOKS       2000u
+
+static void stock_sweep(const char *name, apr_pool_t *p)
+{
+    unsigned int generation;
+    int hold = -1;
+
+    if (!registry->arrived || retained->state != RUNTIME_OWNER
+        || name_is_absolute(name)
+        || registry->count * STOCK_GENERATIONS > STOCK_LOOKS) {
+        return;
+    }
+    for (generation = 1; generation <= STOCK_GENERATIONS; generation++) {
+        const char *key = name_key(p, name, generation, NULL);
+
+        if (!apr_hash_get(orphans.by_key, key, APR_HASH_KEY_STRING)) {
+            platform_name_clear(key, 0, &hold);
+        }
+        if (hold >= 0) {
+            close(hold);
+        }
+    }
+}
+
 static apr_status_t segment_map_named(ap_slotmem_instance_t *s, apr_pool_t *p)
 {
     apr_status_t rv;
     int hold = -1;
+
+    stock_sweep(s->name, p);
 
     marker_add(s, p);
     rv = memory_make_named(&s->memory, s->layout.total, s->key);
