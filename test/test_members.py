@@ -222,10 +222,9 @@ def expectation(step, before):
     model = Model()
     model.configuration = Configuration.parse(step.configuration)
     model.timeout = TIMEOUT
-    if before is None or before.timeout is None:
+    if before is None or before.configuration is None:
         model.timeout = None
     if model.configuration is None:
-        model.timeout = None
         return model
     for word in step.there.split():
         choice = word.split("|")
@@ -302,7 +301,7 @@ class Run:
         model = self.models[name]
         if model.configuration is None:
             return
-        if model.timeout is None:
+        if model.timeout != TIMEOUT:
             self.site.set_timeout(name, TIMEOUT)
             model.timeout = TIMEOUT
         for letter, state, runtime in words(text):

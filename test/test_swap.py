@@ -49,12 +49,13 @@ def swap(server, module, step="graceful"):
 
 @pytest.fixture(scope="session")
 def other_version():
-    """Ours, but for the number that what it leaves in the process bears."""
+    """Ours, but for the version that what it leaves in the process bears."""
     with open(os.path.join(harness.TOP, "mod_slotmem_shm.c")) as file:
         text = file.read()
     other, count = re.subn(
-        r"(?m)^(#define RETAINED_VERSION +)(\d+)", r"\g<1>\g<2>99", text)
-    assert count == 1, "no RETAINED_VERSION: what is left bears no version"
+        r'(?m)^(#define RETAINED_KEY +"mod_slotmem_shm \d+)(")',
+        r"\g<1>99\g<2>", text)
+    assert count == 1, "what is left in the process bears no version"
     with tempfile.TemporaryDirectory() as folder:
         source = os.path.join(folder, "mod_slotmem_shm_other.c")
         with open(source, "w") as file:
