@@ -858,7 +858,9 @@ typedef struct {
     apr_hash_t *by_name;
     ap_slotmem_instance_t *first, *last;
     unsigned int count;
-    int by_run; /* keys of this generation bear the run's identity */
+    int config;  /* which configuration of the process, AP_SQ_CONFIG_GEN */
+    int by_run;  /* keys of this generation bear the run's identity   */
+    int arrived; /* the first generation of this server               */
 #if APR_HAS_THREADS
     apr_thread_mutex_t *lock;
 #endif
@@ -909,6 +911,7 @@ static apr_status_t registry_open(void)
     registry = apr_pcalloc(pool, sizeof(*registry));
     registry->pool = pool;
     registry->by_name = apr_hash_make(pool);
+    registry->config = ap_state_query(AP_SQ_CONFIG_GEN);
     return registry_lock_make();
 }
 
@@ -1676,6 +1679,126 @@ static apr_status_t stored_open(apr_file_t **file, const char *path,
     return apr_os_file_put(file, &fd, APR_FOPEN_READ, p);
 }
 
+/* Is that a whole image of anything?  Then nothing is put in its place. */
+static int file_is_good(const char *path, apr_pool_t *p)
+{
+    slotmem_image_source_t source = { -1, NULL, 0 };
+    slotmem_image_t image[SLOTMEM_IMAGE_MAX];
+    apr_os_file_t fd;
+    apr_file_t *file;
+    struct stat st;
+    int good;
+
+    if (stored_open(&file, path, &st, p) != APR_SUCCESS) {
+        return 0;
+    }
+    apr_os_file_get(&fd, file);
+    source.fd = fd;
+    source.size = (apr_uint64_t)st.st_size;
+    good = slotmem_image_find(&source, NULL, image) > 0
+           && slotmem_image_read(&source, image, NULL, NULL, NULL)
+                  == SLOTMEM_IMAGE_OK;
+    apr_file_close(file);
+    return good;
+}
+
+/* The file cannot be used: it is put aside, so that a person can look at it
+ * and no store replaces it.  In place of one that was put aside before, but
+ * never of one that is whole. */
+static void store_put_aside(const ap_slotmem_instance_t *s, const char *why,
+                            const char *then, apr_status_t rv, apr_pool_t *p)
+{
+    const char *aside = name_beside(p, s->store, ".rejected");
+    apr_status_t moved;
+
+    if (file_is_good(aside, p)) {
+        aside = name_beside(p, s->store, ".rejected.2");
+    }
+    moved = apr_file_rename(s->store, aside, p);
+    if (moved == APR_SUCCESS) {
+        ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
+                     APLOGNO(02551) "slotmem_shm: %s: %s; %s, and "
+                                    "the file is kept as %s",
+                     s->store, why, then, aside);
+    }
+    else {
+        ap_log_error(
+            APLOG_MARK, APLOG_ERR, moved, ap_server_conf,
+            APLOGNO(
+                02554) "slotmem_shm: %s: %s; %s, and "
+                       "the file could not be kept as %s: the next store will "
+                       "replace it",
+            s->store, why, then, aside);
+    }
+}
+
+/* What tells the file that was stored from any other, whatever the clock did
+ * since. */
+static apr_uint64_t file_mark(const struct stat *st)
+{
+    return ((apr_uint64_t)st->st_mtim.tv_sec * 1000000000u
+            + (apr_uint64_t)st->st_mtim.tv_nsec)
+               * 31
+           + (apr_uint64_t)st->st_ino;
+}
+
+/*
+ * The segment notes which file holds it, and when that was last seen to be so
+ * (for people): marks[0] is the file that was put in place last, marks[1] one
+ * that is about to be.  Both are noted before the rename, so that after a kill
+ * at any moment the file there is one of the two.
+ */
+typedef struct {
+    ap_slotmem_instance_t *s;
+    apr_uint64_t mark;     /* of the file about to be put in place; 0: none */
+    apr_uint64_t marks[2]; /* as they are now                               */
+    apr_uint64_t stored;
+} note_t;
+
+static apr_status_t note_unguarded(void *ctx)
+{
+    note_t *n = ctx;
+    struct slotmem_shm_header *h = n->s->header;
+
+    if (n->mark && n->mark != h->marks[1]) {
+        h->marks[0] = h->marks[1];
+        h->marks[1] = n->mark;
+    }
+    h->stored = (apr_uint64_t)apr_time_now();
+    return APR_SUCCESS;
+}
+
+static void stored_note(ap_slotmem_instance_t *s, const struct stat *st)
+{
+    note_t n = { s, st ? file_mark(st) : 0, { 0, 0 }, 0 };
+
+    (void)guarded(note_unguarded, &n);
+}
+
+static apr_status_t note_read_unguarded(void *ctx)
+{
+    note_t *n = ctx;
+
+    n->marks[0] = n->s->header->marks[0];
+    n->marks[1] = n->s->header->marks[1];
+    n->stored = n->s->header->stored;
+    return APR_SUCCESS;
+}
+
+/* Is that file one which this segment was stored in?  -1: its memory cannot be
+ * read. */
+static int note_has(ap_slotmem_instance_t *s, const struct stat *st,
+                    apr_uint64_t *stored)
+{
+    note_t n = { s, 0, { 0, 0 }, 0 };
+
+    if (guarded(note_read_unguarded, &n) != APR_SUCCESS) {
+        return -1;
+    }
+    *stored = n.stored;
+    return st && (n.marks[0] == file_mark(st) || n.marks[1] == file_mark(st));
+}
+
 /* Does the file hold just what memory holds, under a digest that is right? */
 static int image_is_stored(ap_slotmem_instance_t *s, image_t *i, apr_pool_t *p)
 {
@@ -1703,25 +1826,13 @@ static int image_is_stored(ap_slotmem_instance_t *s, image_t *i, apr_pool_t *p)
         if (same) {
             apr_md5(s->digest, tail, len);
             s->has_digest = 1;
+            stored_note(s, &st);
         }
         free(found);
         free(tail);
     }
     apr_file_close(file);
     return same;
-}
-
-/* When the segment was stored, for the status page and for orphan_is_newer. */
-static apr_status_t stored_note_unguarded(void *ctx)
-{
-    ((ap_slotmem_instance_t *)ctx)->header->stored =
-        (apr_uint64_t)apr_time_now();
-    return APR_SUCCESS;
-}
-
-static void stored_note(ap_slotmem_instance_t *s)
-{
-    (void)guarded(stored_note_unguarded, s);
 }
 
 /* For what the files are written: it says how far a store goes, and what its
@@ -1843,6 +1954,36 @@ static apr_status_t store_flush_one(store_t *st, const pending_t *one)
     return rv == APR_SUCCESS ? closed : rv;
 }
 
+/*
+ * Somebody may have put a file there since the segment was last stored, an
+ * administrator a backup for example.  If it is a whole one it is kept aside.
+ */
+static void store_spare_foreign(store_t *st, ap_slotmem_instance_t *s)
+{
+    apr_uint64_t stored;
+    struct stat info;
+
+    if (lstat(s->store, &info) == 0 && note_has(s, &info, &stored) == 0
+        && file_is_good(s->store, st->pool)) {
+        store_put_aside(s, "it was put there while the server ran",
+                        "the state of the running server takes its place", 0,
+                        st->pool);
+    }
+}
+
+static apr_status_t store_rename(store_t *st, ap_slotmem_instance_t *s,
+                                 const char *path)
+{
+    struct stat info;
+
+    if (lstat(path, &info) != 0) {
+        return errno;
+    }
+    store_spare_foreign(st, s);
+    stored_note(s, &info);
+    return apr_file_rename(path, s->store, st->pool);
+}
+
 /* Puts all files that have been written in their places. */
 static void store_commit(store_t *st)
 {
@@ -1861,10 +2002,7 @@ static void store_commit(store_t *st)
 
         if (rv == APR_SUCCESS) {
             what = "renaming";
-            /* Noted first: after a kill in between, the file must not look
-             * newer than what the memory says of it (orphan_is_newer). */
-            stored_note(one->s);
-            rv = apr_file_rename(path, one->s->store, st->pool);
+            rv = store_rename(st, one->s, path);
         }
         if (rv != APR_SUCCESS) {
             store_failed(st, rv, one->s, what);
@@ -1954,7 +2092,7 @@ static void store_segment(store_t *st, ap_slotmem_instance_t *s)
 
     if (rv == APR_SUCCESS && store_is_needless(st, s, &image)) {
         st->unchanged++;
-        stored_note(s);
+        stored_note(s, NULL);
         image_end(&image);
         return;
     }
@@ -2168,6 +2306,13 @@ enum runtime_state {
 static const char *const runtime_text[] = { "unknown", "owner", "heir",
                                             "unlisted" };
 
+/* For the log and the status page of every process, not for any decision: the
+ * children can write it. */
+typedef struct {
+    volatile apr_uint32_t failing; /* storing, by the parent or its helper */
+    volatile apr_uint32_t state;   /* enum runtime_state of the parent     */
+} told_t;
+
 /*
  * What outlives a restart, which unloads this module and loads it again, or
  * another version of it.  The key of this bears the version of the struct, so
@@ -2184,7 +2329,8 @@ typedef struct {
     unsigned int successor;      /* the generation that may go on with those */
     pid_t helper;                /* a checkpoint process; 0: none            */
     int unflushed;               /* files of the last restart                */
-    volatile apr_uint32_t *failing; /* storing; shared with the helper       */
+    int doubtful;                /* others could write the marker we found   */
+    told_t *told;                /* shared with all that this process forks  */
 } retained_t;
 
 #define RETAINED_KEY "mod_slotmem_shm 2"
@@ -2203,6 +2349,7 @@ typedef struct {
 static struct {
     apr_hash_t *by_key;  /* all that the marker lists, NULL: none          */
     apr_hash_t *by_name; /* those that are mapped, the latest of each name */
+    int unseen;          /* a persisted one is listed, and not mapped      */
 } orphans;
 
 static int runtime_may_write(void)
@@ -2418,41 +2565,74 @@ static apr_status_t marker_open(const char *path, int *fd)
     return APR_SUCCESS;
 }
 
+/* Could nobody but this user have written it? */
+static int marker_is_private(const struct stat *st)
+{
+    return !(st->st_mode & 0077) && st->st_nlink == 1;
+}
+
+/* The text of an open marker, malloc'ed; NULL when there is none. */
+static char *marker_read(int fd)
+{
+    struct stat st;
+    ssize_t got;
+    char *text;
+
+    if (fstat(fd, &st) != 0 || st.st_size >= MARKER_SIZE_MAX
+        || (text = malloc((size_t)st.st_size + 1)) == NULL) {
+        return NULL;
+    }
+    got = pread(fd, text, (size_t)st.st_size, 0);
+    text[got > 0 ? got : 0] = '\0';
+    return text;
+}
+
 /*
  * Opens and locks the file that the path names.  One that others could write
- * (a volume's fsGroup gives them the right) or that has a second name is not
- * believed, but it is ours, so a new one takes its place.
+ * (a volume's fsGroup gives them the right) or that has a second name is
+ * replaced by a new one with the same text: the segments that it lists have
+ * to be this user's and to bear their run's identity in any case.
  */
 static apr_status_t marker_take(const char *path, pid_t *holder)
 {
-    struct stat st;
     apr_status_t rv = APR_EACCES;
+    char *text = NULL;
+    struct stat st;
     int fd, tries;
 
-    for (tries = 0; tries < 10; tries++) {
+    for (tries = 0; tries < 10 && retained->marker < 0; tries++) {
         rv = marker_open(path, &fd);
         if (rv != APR_SUCCESS) {
-            return rv;
+            break;
         }
         rv = marker_lock(fd, holder);
+        if (rv == APR_SUCCESS && marker_is_named(fd, path, &st)) {
+            if (marker_is_private(&st)) {
+                retained->marker = fd;
+                break;
+            }
+            retained->doubtful |= (st.st_mode & 0022) != 0;
+            free(text);
+            text = marker_read(fd);
+            unlink(path);
+        }
+        close(fd);
         if (rv == APR_EBUSY && *holder == retained->pid) {
             /* Ourselves, before the server detached, about to end. */
             apr_sleep(apr_time_from_msec(50));
         }
         else if (rv != APR_SUCCESS) {
-            close(fd);
-            return rv;
+            break;
         }
-        else if (marker_is_named(fd, path, &st)) {
-            if (!(st.st_mode & 0077) && st.st_nlink == 1) {
-                retained->marker = fd;
-                return APR_SUCCESS;
-            }
-            unlink(path);
-        }
-        close(fd);
+        rv = APR_EACCES;
     }
-    return rv == APR_SUCCESS ? APR_EACCES : rv;
+    if (text && retained->marker >= 0 && st.st_size == 0) {
+        const text_t same = { text, strlen(text), 0 };
+
+        marker_put(&same, 0);
+    }
+    free(text);
+    return rv;
 }
 
 /* Who we are, in the headers of our segments and to those of killed runs: the
@@ -2532,6 +2712,7 @@ static int runtime_look(enum runtime_state *before)
     }
     if (retained->marker >= 0
         && (!marker_is_named(retained->marker, path, &st)
+            || !marker_is_private(&st)
             || marker_lock(retained->marker, &holder) != APR_SUCCESS)) {
         marker_close(); /* somebody has removed or replaced it */
     }
@@ -2542,6 +2723,7 @@ static int runtime_look(enum runtime_state *before)
     retained->state = rv == APR_SUCCESS ? RUNTIME_OWNER
                       : rv == APR_EBUSY ? RUNTIME_HEIR
                                         : RUNTIME_UNLISTED;
+    retained->told->state = retained->state;
     retained->pid = getpid();
     apr_cpystrn(retained->path, path ? path : "", sizeof(retained->path));
     if (retained->state != *before) {
@@ -2572,7 +2754,9 @@ static void orphan_map(orphan_t *o, unsigned int type, const char *size,
         return;
     }
     s->origin = ORIGIN_MEMORY;
-    s->claims = bits_parse(claims, s->layout.item_num, p);
+    /* Whose the slots were is not for others to say. */
+    s->claims =
+        retained->doubtful ? NULL : bits_parse(claims, s->layout.item_num, p);
     o->s = s;
     apr_hash_set(orphans.by_name, o->name, APR_HASH_KEY_STRING, o);
 }
@@ -2613,6 +2797,7 @@ static void orphan_add(char *line, const unsigned char *run)
     bits = (unsigned int)strtoul(type, NULL, 16);
     if (bits & AP_SLOTMEM_TYPE_PERSIST) {
         orphan_map(o, bits, size, num, claims);
+        orphans.unseen |= o->s == NULL;
     }
 }
 
@@ -2644,27 +2829,23 @@ static void marker_parse(char *text)
  * holds the directory. */
 static void orphans_find(void)
 {
-    struct stat st;
     int fd = retained->marker;
     char *text;
-    ssize_t got;
 
     orphans.by_key = apr_hash_make(registry->pool);
     orphans.by_name = apr_hash_make(registry->pool);
     if (fd < 0 && marker_open(retained->path, &fd) != APR_SUCCESS) {
         return;
     }
-    if (fstat(fd, &st) == 0 && st.st_size < MARKER_SIZE_MAX
-        && !(st.st_mode & 0077)
-        && (text = malloc((size_t)st.st_size + 1)) != NULL) {
-        got = pread(fd, text, (size_t)st.st_size, 0);
-        text[got > 0 ? got : 0] = '\0';
+    text = marker_read(fd);
+    if (text) {
         marker_parse(text);
         free(text);
     }
     if (fd != retained->marker) {
         close(fd);
     }
+    retained->doubtful = 0;
 }
 
 static int head_is_of(const struct slotmem_shm_header *head, const void *ctx)
@@ -2713,7 +2894,7 @@ static void orphans_end(int owner)
             memory_unmap(&o->s->memory);
         }
     }
-    orphans.by_key = orphans.by_name = NULL;
+    memset(&orphans, 0, sizeof(orphans));
 }
 
 /* Of a run in this directory whose parent is gone. */
@@ -2772,10 +2953,11 @@ typedef struct {
     const ap_slotmem_instance_t *old; /* memory; NULL: it is an image      */
     unsigned int num;                 /* slots of what is inherited        */
     char *beyond; /* what slots from item_num on held, malloc'ed or NULL   */
-    unsigned char *kinds; /* of each slot, malloc'ed           */
-    int has_kinds;        /* somebody noted them               */
-    int cut;              /* something beyond the end was there */
-    apr_uint64_t stored;  /* when that was stored last          */
+    unsigned char *kinds;  /* of each slot, malloc'ed           */
+    int has_kinds;         /* somebody noted them               */
+    int cut;               /* something beyond the end was there */
+    apr_uint64_t stored;   /* when that was stored last          */
+    apr_uint64_t marks[2]; /* and in which file                  */
 } legacy_t;
 
 static void segment_wipe(ap_slotmem_instance_t *s)
@@ -2826,7 +3008,9 @@ static int legacy_end(legacy_t *g, int good)
         if (g->kinds) {
             search_begin(s, g->has_kinds ? g->kinds : NULL, g->num, g->beyond);
         }
-        s->header->stored = g->old ? g->stored : (apr_uint64_t)apr_time_now();
+        s->header->stored = g->stored;
+        s->header->marks[0] = g->marks[0];
+        s->header->marks[1] = g->marks[1];
     }
     else {
         segment_wipe(s);
@@ -2849,6 +3033,8 @@ static apr_status_t legacy_copy_unguarded(void *ctx)
     unsigned int patience = SLOTMEM_SNAPSHOT_TRIES, id;
 
     g->stored = g->old->header->stored;
+    g->marks[0] = g->old->header->marks[0];
+    g->marks[1] = g->old->header->marks[1];
     for (id = 0; id < g->num; id++) {
         const int used = slotmem_table_used(&g->old->table, id);
 
@@ -3030,63 +3216,19 @@ static enum restored persist_restore_once(ap_slotmem_instance_t *s,
     source.size = (apr_uint64_t)st.st_size;
     result = file_restore(s, &source, rv);
     apr_file_close(file);
+    if (result == RESTORED) {
+        stored_note(s, &st);
+    }
     return result;
 }
 
-/* Is that a whole image of anything?  Then nothing is put in its place. */
-static int file_is_good(const char *path, apr_pool_t *p)
-{
-    slotmem_image_source_t source = { -1, NULL, 0 };
-    slotmem_image_t image[SLOTMEM_IMAGE_MAX];
-    apr_os_file_t fd;
-    apr_file_t *file;
-    struct stat st;
-    int good;
-
-    if (stored_open(&file, path, &st, p) != APR_SUCCESS) {
-        return 0;
-    }
-    apr_os_file_get(&fd, file);
-    source.fd = fd;
-    source.size = (apr_uint64_t)st.st_size;
-    good = slotmem_image_find(&source, NULL, image) > 0
-           && slotmem_image_read(&source, image, NULL, NULL, NULL)
-                  == SLOTMEM_IMAGE_OK;
-    apr_file_close(file);
-    return good;
-}
-
-/* The file cannot be used: it is put aside, so that a person can look at it
- * and no store replaces it.  In place of one that was put aside before, but
- * never of one that is whole. */
-static void store_put_aside(ap_slotmem_instance_t *s, const char *why,
+static void restore_refused(ap_slotmem_instance_t *s, const char *why,
                             apr_status_t rv, apr_pool_t *p)
 {
-    const char *aside = name_beside(p, s->store, ".rejected");
-    apr_status_t moved;
-
     s->origin = ORIGIN_BAD_FILE;
-    if (!runtime_may_write()) {
-        return; /* it is somebody else's to judge */
-    }
-    if (file_is_good(aside, p)) {
-        aside = name_beside(p, s->store, ".rejected.2");
-    }
-    moved = apr_file_rename(s->store, aside, p);
-    if (moved == APR_SUCCESS) {
-        ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
-                     APLOGNO(02551) "slotmem_shm: %s: %s; %s starts empty, and "
-                                    "the file is kept as %s",
-                     s->store, why, s->name, aside);
-    }
-    else {
-        ap_log_error(
-            APLOG_MARK, APLOG_ERR, moved, ap_server_conf,
-            APLOGNO(
-                02554) "slotmem_shm: %s: %s; %s starts empty, and "
-                       "the file could not be kept as %s: the next store will "
-                       "replace it",
-            s->store, why, s->name, aside);
+    if (runtime_may_write()) { /* else it is somebody else's to judge */
+        store_put_aside(s, why, apr_pstrcat(p, s->name, " starts empty", NULL),
+                        rv, p);
     }
 }
 
@@ -3119,20 +3261,20 @@ static void persist_restore(ap_slotmem_instance_t *s, apr_pool_t *p)
                      APLOGNO(02335) "restoring %s: no such file yet", s->store);
         break;
     case RESTORE_NOT_FIT:
-        store_put_aside(s,
+        restore_refused(s,
                         "it is whole, but was stored with another size or "
                         "number of slots or another type, and does not fit "
                         "the configuration of today",
                         0, p);
         break;
     case RESTORE_DAMAGED:
-        store_put_aside(s,
+        restore_refused(s,
                         "it is cut short or damaged (its length, descriptor "
                         "or MD5 is wrong)",
                         0, p);
         break;
     case RESTORE_STRANGE:
-        store_put_aside(s, "it is no regular file of this server's user", rv,
+        restore_refused(s, "it is no regular file of this server's user", rv,
                         p);
         break;
     case RESTORE_UNREADABLE:
@@ -3150,56 +3292,41 @@ static void persist_restore(ap_slotmem_instance_t *s, apr_pool_t *p)
 /* -- which of them -- */
 
 /*
- * Is the memory of a run that was killed to be preferred to the file?  Its
- * header says when it was stored last, and that it was:
- *   - stored, but there is no file: somebody has deleted it, to begin anew.
- *   - never stored, but there is a file: one that could not be read.
- *   - a file newer than the last store: httpd's own module was put in place of
- *     this one for a while.
+ * Is the memory of a run that was killed to be preferred to the file?  It says
+ * which file holds it:
+ *   - it was stored, but there is no file: somebody has deleted that, to begin
+ *     anew.
+ *   - it was never stored, but there is a file: one that could not be read.
+ *   - the file is another one: httpd's own module was put in place of this one
+ *     for a while, or an administrator has put it there.
  * The header is the children's to write, too: at worst they lose what is
  * theirs.
  */
-#define STORED_SINCE apr_time_from_sec(2)
-
-static int orphan_is_newer(const orphan_t *o, apr_uint64_t noted)
+static int orphan_is_newer(const orphan_t *o)
 {
+    apr_uint64_t stored = 0;
     struct stat st;
+    const int there = lstat(o->s->store, &st) == 0;
+    const int same = note_has(o->s, there ? &st : NULL, &stored);
 
-    if (stat(o->s->store, &st) != 0) {
-        if (noted) {
-            ap_log_error(APLOG_MARK, APLOG_NOTICE, 0, ap_server_conf,
-                         "slotmem_shm: %s had been stored and has been "
-                         "deleted: %s begins anew, although memory of the "
-                         "killed run is still there",
-                         o->s->store, o->name);
-        }
-        return noted == 0;
+    if (!there && same == 0 && stored == 0) {
+        return 1;
     }
-    if (noted == 0) {
-        return 0;
+    if (!there && same == 0) {
+        ap_log_error(APLOG_MARK, APLOG_NOTICE, 0, ap_server_conf,
+                     "slotmem_shm: %s had been stored and has been deleted: "
+                     "%s begins anew, although memory of the killed run is "
+                     "still there",
+                     o->s->store, o->name);
     }
-    if (apr_time_from_sec(st.st_mtime) - STORED_SINCE > (apr_time_t)noted) {
+    else if (same == 0 && stored) {
         ap_log_error(APLOG_MARK, APLOG_NOTICE, 0, ap_server_conf,
                      "slotmem_shm: %s was stored after the run whose memory "
-                     "is still there had been killed: the file is used, and "
-                     "not the memory",
+                     "is still there had been killed, or put there: the file "
+                     "is used, and not the memory",
                      o->s->store);
-        return 0;
     }
-    return 1;
-}
-
-typedef struct {
-    const ap_slotmem_instance_t *s;
-    apr_uint64_t stored;
-} stored_read_t;
-
-static apr_status_t stored_read_unguarded(void *ctx)
-{
-    stored_read_t *r = ctx;
-
-    r->stored = r->s->header->stored;
-    return APR_SUCCESS;
+    return same == 1;
 }
 
 /* Leaves of the orphans those whose memory counts.  An owner has that on disk
@@ -3218,10 +3345,7 @@ static void orphans_judge(void)
     for (at = apr_hash_first(registry->pool, orphans.by_name); at;
          at = apr_hash_next(at)) {
         orphan_t *o = apr_hash_this_val(at);
-        stored_read_t r = { o->s, 0 };
-
-        if (guarded(stored_read_unguarded, &r) != APR_SUCCESS
-            || !orphan_is_newer(o, r.stored)) {
+        if (!orphan_is_newer(o)) {
             memory_unmap(&o->s->memory);
         }
         else if (owner) {
@@ -3229,9 +3353,28 @@ static void orphans_judge(void)
         }
     }
     if (owner) {
-        store_end(&st, retained->failing);
+        store_end(&st, &retained->told->failing);
     }
 }
+
+/* What the former generation left has been taken, or is not wanted. */
+static void former_end(void)
+{
+    ap_slotmem_instance_t *s =
+        retained->former ? retained->former->first : NULL;
+
+    for (; s; s = s->next) {
+        if (s->key) {
+            object_remove(s->key);
+        }
+    }
+    if (retained->former) {
+        registry_close(retained->former);
+        retained->former = NULL;
+    }
+}
+
+#define HEIR_PATIENCE apr_time_from_msec(1500)
 
 /* The first look of a server at its directory, while it configures. */
 static void runtime_arrive(void)
@@ -3240,8 +3383,15 @@ static void runtime_arrive(void)
 
     (void)runtime_look(&before);
     if (before == RUNTIME_UNKNOWN) {
+        registry->arrived = 1;
         if (retained->state != RUNTIME_UNLISTED) {
             orphans_find();
+        }
+        if (retained->state == RUNTIME_HEIR && orphans.unseen) {
+            /* The other's memory is out of sight (containers that share a
+             * volume); what it changed just now is on its way to the files,
+             * where its helper puts it each second. */
+            apr_sleep(HEIR_PATIENCE);
         }
         if (retained->state == RUNTIME_OWNER) {
             const unsigned int listed = apr_hash_count(orphans.by_key);
@@ -3264,6 +3414,41 @@ static void runtime_arrive(void)
         }
     }
     registry->by_run = retained->state == RUNTIME_HEIR;
+    /* If another module, or another version of this one, has had a generation
+     * in between, what was handed over is old, and what that has stored
+     * counts. */
+    if (retained->former && retained->former->config != registry->config - 1) {
+        former_end();
+    }
+}
+
+/* The segment of that name which the generation before this one has left. */
+static ap_slotmem_instance_t *former_find(const char *name)
+{
+    return retained->former ? registry_find(retained->former, name) : NULL;
+}
+
+/*
+ * The heir becomes owner while it runs.  It goes on with what it has; what
+ * the other had and it has not is stored, if its memory is still there, and
+ * then taken off the system.
+ */
+static void runtime_succeed(void)
+{
+    apr_hash_index_t *at;
+
+    orphans_find();
+    for (at = apr_hash_first(registry->pool, orphans.by_name); at;
+         at = apr_hash_next(at)) {
+        orphan_t *o = apr_hash_this_val(at);
+
+        if (registry_find(registry, o->name)) {
+            apr_hash_set(orphans.by_name, o->name, APR_HASH_KEY_STRING, NULL);
+        }
+    }
+    orphans_judge();
+    orphans_end(1);
+    runtime_sweep(head_is_left);
 }
 
 /* The killed run's segment of that name, whatever its memory is worth. */
@@ -3276,8 +3461,7 @@ static orphan_t *orphan_find(const char *name)
 
 static void segment_inherit(ap_slotmem_instance_t *s)
 {
-    const ap_slotmem_instance_t *former =
-        retained->former ? registry_find(retained->former, s->name) : NULL;
+    const ap_slotmem_instance_t *former = former_find(s->name);
     const orphan_t *o = orphan_find(s->name);
     apr_pool_t *p = scratch_pool();
 
@@ -3304,8 +3488,7 @@ static void segment_inherit(ap_slotmem_instance_t *s)
  * made anew. */
 static void inheritance_end(void)
 {
-    const int arrived =
-        orphans.by_key != NULL || retained->state == RUNTIME_UNLISTED;
+    const int arrived = registry->arrived;
     ap_slotmem_instance_t *s;
 
     for (s = registry->first; s; s = s->next) {
@@ -3314,16 +3497,8 @@ static void inheritance_end(void)
         }
     }
     orphans_end(retained->state == RUNTIME_OWNER);
-    if (retained->former) {
-        for (s = retained->former->first; s; s = s->next) {
-            if (s->key) {
-                object_remove(s->key);
-            }
-        }
-        registry_close(retained->former);
-        retained->former = NULL;
-    }
-    if (arrived && runtime_may_write()) {
+    former_end();
+    if (arrived) {
         runtime_sweep(head_is_left);
     }
     marker_write();
@@ -3446,7 +3621,7 @@ static apr_uint64_t checkpoint_look(pace_t *pace)
             store_segment(&st, s);
         }
     }
-    store_end(&st, retained->failing);
+    store_end(&st, &retained->told->failing);
     return pace_pause(pace, monotonic_now() - began, st.bytes);
 }
 
@@ -3674,7 +3849,7 @@ static int checkpoint_monitor(apr_pool_t *p, server_rec *server)
         /* Another marker: we have become owner, or somebody has cleared the
          * directory, and with it the files. */
         if (before != RUNTIME_OWNER) {
-            runtime_sweep(head_is_left);
+            runtime_succeed();
         }
         marker_write();
         checkpoint_wake(WAKE_ALL);
@@ -3739,8 +3914,7 @@ static void log_create_failed(apr_status_t rv, const ap_slotmem_instance_t *s,
  */
 static int key_clear(const ap_slotmem_instance_t *s, int *hold)
 {
-    ap_slotmem_instance_t *former =
-        retained->former ? registry_find(retained->former, s->name) : NULL;
+    ap_slotmem_instance_t *former = former_find(s->name);
     const orphan_t *o =
         orphans.by_key && retained->state == RUNTIME_OWNER
             ? apr_hash_get(orphans.by_key, s->key, APR_HASH_KEY_STRING)
@@ -4590,6 +4764,15 @@ static const char *origins_text(apr_pool_t *p, const tally_t *t)
                             + t->from[ORIGIN_UNREADABLE]);
 }
 
+/* What the parent is to the directory: a child was forked at some time. */
+static enum runtime_state told_state(void)
+{
+    const apr_uint32_t state = retained->told->state;
+
+    return state <= RUNTIME_UNLISTED ? (enum runtime_state)state
+                                     : RUNTIME_UNKNOWN;
+}
+
 static int lost_files(const tally_t *t)
 {
     return t->from[ORIGIN_BAD_FILE] + t->from[ORIGIN_UNREADABLE];
@@ -4614,8 +4797,8 @@ static void tally_auto(request_rec *r, const tally_t *t)
                t->segments, t->slots, t->used, t->memory, t->stored,
                apr_time_sec(t->oldest), t->from[ORIGIN_FILE],
                t->from[ORIGIN_GENERATION], t->from[ORIGIN_MEMORY],
-               t->from[ORIGIN_NOTHING], lost_files(t), *retained->failing != 0,
-               runtime_text[retained->state]);
+               t->from[ORIGIN_NOTHING], lost_files(t),
+               retained->told->failing != 0, runtime_text[told_state()]);
 }
 
 /* Above the table, in words: how full, what is stored, and what the last
@@ -4642,7 +4825,7 @@ static void tally_html(request_rec *r, const tally_t *t)
                    "error log says why</b></dt>\n",
                    lost_files(t), lost_files(t) == 1 ? "" : "s");
     }
-    if (*retained->failing) {
+    if (retained->told->failing) {
         ap_rputs("<dt><b>Storing fails: state is in memory alone; the error "
                  "log says why</b></dt>\n",
                  r);
@@ -4653,7 +4836,7 @@ static void tally_html(request_rec *r, const tally_t *t)
                    "the server; the error log says why</b></dt>\n",
                    t->mortal);
     }
-    if (retained->state == RUNTIME_HEIR) {
+    if (told_state() == RUNTIME_HEIR) {
         ap_rputs("<dt><b>Another httpd uses this runtime directory: nothing "
                  "is stored here before that one has ended</b></dt>\n",
                  r);
@@ -4768,7 +4951,8 @@ static unsigned int names_remove(void)
     unsigned int kept = 0;
 
     for (s = registry->first; s; s = s->next) {
-        if (s->key && is_stored(s) && runtime_may_write() && !s->has_digest) {
+        if (s->key && is_stored(s) && retained->state == RUNTIME_OWNER
+            && !s->has_digest) {
             kept++;
         }
         else if (s->key) {
@@ -4826,7 +5010,7 @@ static apr_status_t slotmem_close(void *data)
         if (runtime_may_write() && store_is_wanted()) {
             retained->unflushed = !exiting;
             store_all(&st, exiting ? STORE_STOP : STORE_RESTART,
-                      retained->failing);
+                      &retained->told->failing);
             store_sweep_all(); /* what the helper was about to write */
         }
         kept = names_remove();
@@ -4836,10 +5020,7 @@ static apr_status_t slotmem_close(void *data)
             marker_leave(exiting, kept);
         }
     }
-    if (retained->former) { /* given up before it was taken over */
-        registry_close(retained->former);
-        retained->former = NULL;
-    }
+    former_end(); /* given up before it was taken over */
     orphans_end(0);
     if (exiting || retained->state == RUNTIME_UNKNOWN) {
         registry_close(registry);
@@ -4886,14 +5067,14 @@ static int retained_open(void)
     if (retained) {
         return 1;
     }
-    page = mmap(NULL, sizeof(*retained->failing), PROT_READ | PROT_WRITE,
+    page = mmap(NULL, sizeof(*retained->told), PROT_READ | PROT_WRITE,
                 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (page == MAP_FAILED) {
         return 0;
     }
     retained = ap_retained_data_create(RETAINED_KEY, sizeof(*retained));
     retained->marker = -1;
-    retained->failing = page;
+    retained->told = page;
     return 1;
 }
 
@@ -4956,9 +5137,10 @@ static int slotmem_ready(apr_pool_t *pconf, apr_pool_t *plog, apr_pool_t *ptemp,
     self.role = ROLE_PARENT;
     status_log(ptemp);
     checkpoint_start();
-    if (ap_global_mutex_create(&self.mutex, NULL, MUTEX_TYPE, NULL, server,
-                               pconf, 0)
-        != APR_SUCCESS) {
+    if (registry->count
+        && ap_global_mutex_create(&self.mutex, NULL, MUTEX_TYPE, NULL, server,
+                                  pconf, 0)
+               != APR_SUCCESS) {
         self.mutex = NULL;
         ap_log_error(APLOG_MARK, APLOG_WARNING, 0, server,
                      "slotmem_shm: no mutex \"" MUTEX_TYPE "\" could be had "

@@ -168,7 +168,7 @@ struct slotmem_shm_header {
     uint64_t stored; /* 80: when last stored, microseconds since 1970        */
     uint64_t birth;  /* 88: of the parent, as slotmem_locks.h has it         */
     unsigned char directory[16]; /*  96: identity of the runtime directory   */
-    uint64_t unused[2];          /* 112: zero                                */
+    uint64_t marks[2];           /* 112: of its stored files                 */
 };
 
 #endif /* MOD_SLOTMEM_SHM_H */

@@ -45,6 +45,10 @@
 #ifndef SLOTMEM_PLATFORM_H
 #define SLOTMEM_PLATFORM_H
 
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1 /* syncfs, F_SETLEASE */
+#endif
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -803,30 +807,61 @@ static int platform_posix_make(const char *key, size_t size,
 #endif
 }
 
+/*
+ * One attempt at a key file and the segment under its number; *fd is the file
+ * as long as it matters which inode it has, else -1.
+ */
+static int platform_sysv_try(const char *key, size_t size, platform_object_t *o,
+                             int *fd)
+{
+    key_t number = (key_t)-1;
+    int rv = 0;
+
+    *fd = platform_new_file(key);
+    if (*fd < 0) {
+        return errno;
+    }
+    if (write(*fd, &size, sizeof(size)) != (ssize_t)sizeof(size)) {
+        rv = ENOSPC;
+    }
+    else {
+        number = ftok(key, (int)platform_hash(key));
+        rv = number == (key_t)-1 ? errno : 0;
+    }
+    if (rv == 0) {
+        o->shmid = shmget(number, size, IPC_CREAT | IPC_EXCL | 0600);
+        rv = o->shmid < 0 ? errno : 0;
+    }
+    if (rv != 0) {
+        unlink(key);
+    }
+    return rv;
+}
+
+/*
+ * EEXIST of a key file that did not exist: under its number stands a segment
+ * that is not ours (ftok() keeps 16 bits of the inode), or that is, and has
+ * lost its file.  Another file has another inode and so another number, as
+ * long as the first is held open; three misfortunes in a row are an error.
+ */
+#define PLATFORM_SYSV_TRIES 4
+
 static int platform_sysv_make(const char *key, size_t size,
                               platform_object_t *o)
 {
-    int fd = platform_new_file(key), rv = 0;
-    key_t number;
+    int fds[PLATFORM_SYSV_TRIES], tries = 0, rv;
 
-    if (fd < 0) {
-        return errno;
-    }
-    if (write(fd, &size, sizeof(size)) != (ssize_t)sizeof(size)) {
-        rv = ENOSPC;
-    }
-    close(fd);
-    number = rv == 0 ? ftok(key, (int)platform_hash(key)) : (key_t)-1;
-    o->shmid = number == (key_t)-1
-                   ? -1
-                   : shmget(number, size, IPC_CREAT | IPC_EXCL | 0600);
-    if (o->shmid < 0) {
-        rv = rv ? rv : errno;
-        unlink(key);
-        return rv;
+    do {
+        rv = platform_sysv_try(key, size, o, &fds[tries]);
+    } while (fds[tries++] >= 0 && rv == EEXIST && tries < PLATFORM_SYSV_TRIES);
+
+    while (tries-- > 0) {
+        if (fds[tries] >= 0) {
+            close(fds[tries]);
+        }
     }
     o->size = size;
-    return 0;
+    return rv;
 }
 
 /*
@@ -889,13 +924,30 @@ static int platform_process_maps(const char *pid, const struct stat *st)
     return found;
 }
 
-/* Does any living process map it?  Where that cannot be told, perhaps. */
-static int platform_is_mapped(const struct stat *st)
+/*
+ * Does any living process map the file that is open for writing?  Where that
+ * cannot be told, perhaps.  Linux gives a write lease only on a file that
+ * nobody else has open, and a mapping keeps its file open; that holds over the
+ * borders of containers, too, and needs no look at processes that may not be
+ * looked at.
+ */
+static int platform_is_mapped(int fd, const struct stat *st)
 {
-    DIR *proc = opendir("/proc");
+    DIR *proc;
     struct dirent *entry;
     int seen = 0, found = 0;
 
+#ifdef F_SETLEASE
+    if (fcntl(fd, F_SETLEASE, F_WRLCK) == 0) {
+        fcntl(fd, F_SETLEASE, F_UNLCK);
+        return 0;
+    }
+    if (errno == EAGAIN) {
+        return 1;
+    }
+#endif
+    (void)fd;
+    proc = opendir("/proc");
     while (proc && !found && (entry = readdir(proc)) != NULL) {
         if (entry->d_name[0] >= '0' && entry->d_name[0] <= '9') {
             seen = 1;
@@ -944,7 +996,7 @@ static int platform_name_clear(const char *key, int ours, int *hold)
     *hold = -1;
     rv = platform_posix_open(key, geteuid(), &fd, &st);
     if (rv == 0) {
-        free = ours || !platform_is_mapped(&st);
+        free = ours || !platform_is_mapped(fd, &st);
         close(fd);
     }
     if (rv != ENOENT) {

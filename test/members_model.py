@@ -33,6 +33,7 @@ import balancer
 LETTERS = "abcdefghij"
 NONE = "none"
 UNCLEAN = r"AH00098: pid file .* overwritten"
+NOBODY = r"AH01170: balancer://\w+: All workers are in error state"
 EMPTY = r"AH01171: balancer://\w+: No workers in balancer"
 
 
@@ -78,7 +79,7 @@ class Seen(typing.NamedTuple):
     """What one balancer shows of itself."""
     members: typing.Dict[str, State]
     strange: typing.Tuple[str, ...]     # names that nobody gave
-    timeout: int
+    sticky: str
     offers: bool                        # the manager has room for a member
     served: typing.FrozenSet[str]       # small letters
 
@@ -99,7 +100,7 @@ class Model:
     def __init__(self):
         self.configuration = None
         self.members = {}           # letter: Entry
-        self.timeout = 0
+        self.sticky = ""
         self.may_lose = 0           # so many of those added at run time
 
     @property
@@ -117,7 +118,7 @@ class Model:
         """
         before, self.configuration = self.configuration, configuration
         if configuration is None:
-            self.timeout = None         # promised neither way
+            self.sticky = None         # promised neither way
             return
         members = {name: self.members.get(name, Entry(State(), False))
                    ._replace(runtime=False) for name in configuration.members}
@@ -129,6 +130,8 @@ class Model:
         self.may_lose = max(0, added - configuration.growth)
 
     def change(self, name, state):
+        if len(self.members) == 1:
+            state = state._replace(factor=1)    # so does mod_proxy_balancer
         self.members[name] = self.members[name]._replace(state=state)
 
     def name(self, name, state):
@@ -144,7 +147,7 @@ class Model:
                                            self.configuration.members))
                 for name, state in seen.members.items()}
         self.members = kept
-        self.timeout = seen.timeout
+        self.sticky = seen.sticky
         self.may_lose = 0
 
     def __str__(self):
@@ -174,9 +177,9 @@ class Model:
                          f"gone, {self.may_lose} had no room")
         elif len(added) < self.may_lose:
             wrong.append(f"more members than there is room for: {seen}")
-        if self.timeout not in (None, seen.timeout):
-            wrong.append(f"the balancer's timeout should be {self.timeout}, "
-                         f"and is {seen.timeout}")
+        if self.sticky not in (None, seen.sticky):
+            wrong.append(f"the sticky session should be {self.sticky}, "
+                         f"and is {seen.sticky}")
         room = self.room > 0
         if seen.offers != room:
             wrong.append("the manager offers to add a member, and there is no "
@@ -242,7 +245,7 @@ class Site:
         options.setdefault("modules", balancer.MODULES)
         self.server = httpd(start=False, ports=1 + len(self.alone),
                             **options)
-        self.server.allow_log(EMPTY)
+        self.server.allow_log(EMPTY + "|" + NOBODY)
 
     def port(self, name):
         return self.server.ports[1 + self.alone.index(name)
@@ -288,8 +291,8 @@ class Site:
         self.manager_of(name).add(self.url[letter], name)
         self.change(name, letter, state)
 
-    def set_timeout(self, name, seconds):
-        self.manager_of(name).change_balancer(name, b_tmo=str(seconds))
+    def set_sticky(self, name, word):
+        self.manager_of(name).change_balancer(name, b_ss=word)
 
     def look(self, models):
         """Seen or an error, of each balancer in models; {name: that}.
@@ -317,7 +320,7 @@ class Site:
             else:
                 strange.append(url)
         form = self.manager_of(name).form(name, nonce=shown.nonce)
-        seen = Seen(members, tuple(strange), shown.timeout,
+        seen = Seen(members, tuple(strange), shown.sticky,
                     "b_nwrkr" in form.fields, frozenset())
         return seen._replace(served=self._served(name, seen, model))
 

@@ -250,9 +250,9 @@ class Group:
 
     def change(self, seed):
         model, name = self.models[seed], self.names[seed]
-        if model.timeout in (None, 0):
-            self.site.set_timeout(name, seed % 50 + 1)
-            model.timeout = seed % 50 + 1
+        if model.sticky in (None, ""):
+            self.site.set_sticky(name, f"S{seed}")
+            model.sticky = f"S{seed}"
         for letter, state, is_added in wishes(self.chance[seed], model):
             self.told[seed].append(f"    set {'+' if is_added else ''}"
                                    f"{letter}{state}")

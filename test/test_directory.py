@@ -153,6 +153,7 @@ def test_marker_with_another_mode(quick, mode):
     os.chmod(marker(server), mode)
     server.graceful()
     put(server, b"after")
+    wait_stored(server, b"after")   # such a list need not be believed
     os.chmod(marker(server), mode)
     server.kill_all()
     server.start()

@@ -214,16 +214,16 @@ CASES = [
 NAME = {one.title: f"c{i:02}" for i, one in enumerate(CASES)}
 BY_NAME = {NAME[one.title]: one for one in CASES}
 STEPS = max(len(one.steps) for one in CASES)
-TIMEOUT = 17
+STICKY = "SESSION"
 
 
 def expectation(step, before):
     """A Model of what a step promises, told by its words alone."""
     model = Model()
     model.configuration = Configuration.parse(step.configuration)
-    model.timeout = TIMEOUT
+    model.sticky = STICKY
     if before is None or before.configuration is None:
-        model.timeout = None
+        model.sticky = None
     if model.configuration is None:
         return model
     for word in step.there.split():
@@ -301,9 +301,9 @@ class Run:
         model = self.models[name]
         if model.configuration is None:
             return
-        if model.timeout != TIMEOUT:
-            self.site.set_timeout(name, TIMEOUT)
-            model.timeout = TIMEOUT
+        if model.sticky != STICKY:
+            self.site.set_sticky(name, STICKY)
+            model.sticky = STICKY
         for letter, state, runtime in words(text):
             if runtime:
                 self.site.add(name, letter, state)

@@ -72,7 +72,7 @@ class One:
 
     def model(self, text):
         model = Model()
-        model.configuration, model.timeout = self.configuration, None
+        model.configuration, model.sticky = self.configuration, None
         model.members = {letter: Entry(state, is_added) for letter, state,
                          is_added in map(parse_member, text.split())}
         return model
@@ -132,13 +132,13 @@ def test_file_of_the_stock_module_is_served_as_by_it(one):
 @pytest.mark.parametrize("after", ["a e c growth=2", "e a c growth=2"])
 def test_configuration_wins_over_a_file_of_the_stock_module(one, after):
     """Fails when a member of the configuration finds no slot, or takes that
-    of another, since the file does not say which are free."""
+    of another, or when one that was taken out is served: the file does not
+    say which were added at run time, and the configuration is another."""
     one.start("a b c growth=2", "stock").set("a- c*3 +d").stop()
-    one.start(after, "ours")
-    # Whether b was added at run time, nobody knows.
-    one.shows("a- e c*3 +d", but=("b is there", "offers", "requests"))
-    one.again("graceful")
-    one.shows("a- e c*3 +d", but=("b is there", "offers", "requests"))
+    one.server.expect_log(r"slotmem_shm: .*_one\b")
+    one.start(after, "ours").shows("a- e c*3")
+    one.set("+d").again("graceful")
+    one.shows("a- e c*3 +d")
 
 
 def test_more_configured_than_a_file_of_the_stock_module_has_room_for(one):
@@ -291,22 +291,29 @@ def who(server, path, count=8):
 
 def test_balancers_whose_names_differ_in_a_dash_alone(httpd, backends, mpm):
     """Fails when the server does not start, since mod_proxy_balancer makes one
-    segment's name of both; or when nothing names the cause; or when one asks
-    the other's members."""
+    segment's name of both, or when nothing names the cause.
+
+    They share the segment, and so in time their members: that is what the
+    warning is for.  httpd says AH00965 with both modules when the first has
+    the fewer slots.  Without growth the second finds no slot, here as with the
+    stock module, and httpd refuses the configuration.
+    """
     urls = backends.urls
     server = httpd("BalancerPersist On\n" + balancer.MANAGER
-                   + balancer.cluster(urls[:1], "app-1", "/dash", "")
-                   + balancer.cluster(urls[1:3], "app.1", "/dot", ""),
+                   + balancer.cluster(urls[:1], "app-1", "/dash")
+                   + balancer.cluster(urls[1:3], "app.1", "/dot"),
                    modules=balancer.MODULES, mpm=mpm, start=False)
     server.expect_log(r"slotmem_shm: .*app_1\b")
+    server.allow_log("AH00965: worker slotmem_dptr failed")
     for kind in (lambda server: server.start(), *RESTARTS.values()):
         logged = len(server.log())
         kind(server)
         warned = [line for line in server.log()[logged:].splitlines()
                   if re.search(r"\[slotmem_shm:(warn|error)\]", line)]
         assert len(warned) == 1, warned
-        assert who(server, "/dash/who") == {"a"}
-        assert who(server, "/dot/who") == {"b", "c"}
+        assert "app-1" in warned[0] and "app.1" in warned[0]
+        assert who(server, "/dash/who", 12) >= {"a"}
+        assert who(server, "/dot/who", 12) >= {"b", "c"}
 
 
 def test_balancer_of_the_main_server_that_virtual_hosts_inherit(httpd,

@@ -311,6 +311,7 @@ def test_rolling_update_on_one_volume(httpd, mpm):
     and what the old one stores at its end harms no more than itself."""
     first = httpd(CONF, mpm=mpm, shm_size="8m")
     put(first, b"monday")
+    wait_stored(first, b"monday")   # there is no other way to the new one
     with first.held_request():
         begin_graceful_stop(first)
         second = successor(httpd, first, CONF, mpm=mpm, shm_size="8m",

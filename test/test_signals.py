@@ -117,9 +117,10 @@ def test_restart_that_arrives_while_a_restart_stores(slow):
     os.kill(server.pid, signal.SIGUSR1)
     server.faults.go()
     harness.wait_for(lambda: restarted(server, 1), "the restart")
-    server.wait_children()
     server.faults.disarm()
-    server.generation = server._newest_generation()
+    server.generation = harness.wait_for(server._newest_generation,
+                                         "the new generation")
+    server.wait_children()
     assert text_of(server) == b"state"
     server.graceful()
     assert text_of(server) == b"state"

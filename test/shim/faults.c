@@ -28,7 +28,7 @@
  * N       the operation that goes wrong; N+: every one from the N-th on;
  *         0: none, they are only logged
  * ACTION  a name of an errno (EIO ENOSPC EINTR EACCES EMFILE EAGAIN ENOMEM
- *         ENOLCK), or
+ *         ENOLCK EROFS), or
  *         short  half of a read or write is done
  *         kill   the process dies before the operation
  *         torn   it dies after half of a write
@@ -250,7 +250,7 @@ static int act(const char *file, const char *action)
     } errors[] = {
         { "EIO", EIO },       { "ENOSPC", ENOSPC }, { "EINTR", EINTR },
         { "EACCES", EACCES }, { "EMFILE", EMFILE }, { "EAGAIN", EAGAIN },
-        { "ENOMEM", ENOMEM }, { "ENOLCK", ENOLCK },
+        { "ENOMEM", ENOMEM }, { "ENOLCK", ENOLCK }, { "EROFS", EROFS },
     };
     size_t i;
 
