@@ -2368,7 +2368,6 @@ typedef struct {
     unsigned char run[SLOTMEM_SHM_RUN_LEN];
     unsigned char directory[16]; /* its identity, for headers                */
     registry_t *former;          /* segments of the last generation, or NULL */
-    unsigned int successor;      /* the generation that may go on with those */
     pid_t helper;                /* a checkpoint process; 0: none            */
     int unflushed;               /* files of the last restart                */
     int doubtful;                /* others could write the marker we found   */
@@ -5119,21 +5118,10 @@ static apr_status_t slotmem_close(void *data)
     }
     else {
         retained->former = registry;
-        retained->successor = mpm_generation();
     }
     registry = NULL;
     self.mutex = NULL;
     return APR_SUCCESS;
-}
-
-/* httpd's own module was in this one's place for a generation or more: what it
- * stored is newer than the memory of before. */
-static void former_forget_if_old(void)
-{
-    if (retained->former && retained->successor != mpm_generation()) {
-        registry_close(retained->former);
-        retained->former = NULL;
-    }
 }
 
 /* After every fork, whoever forked.  The marker steers the parent, so it is
@@ -5206,7 +5194,6 @@ static int slotmem_post_config(apr_pool_t *pconf, apr_pool_t *plog,
     (void)server;
     if (runs_for_real()) {
         self.server = self.process; /* the server may have detached */
-        former_forget_if_old();
         runtime_arrive();
     }
     return OK;
