@@ -114,6 +114,7 @@
 #include "slotmem_image.h"
 #include "slotmem_locks.h"
 #include "slotmem_platform.h"
+#include "slotmem_search.h"
 #include "slotmem_table.h"
 
 #if !APR_HAS_FORK || !APR_HAS_SHARED_MEMORY
@@ -216,8 +217,6 @@ typedef struct {
     enum platform_shm kind;
 } memory_t;
 
-typedef struct search_t search_t; /* see "slot claims" */
-
 /* A segment as one process sees it.  Everything here is private; a pointer
  * into shared memory is one to the header or to the slots, or in one of the
  * two that the core headers keep. */
@@ -236,10 +235,10 @@ struct ap_slotmem_instance_t {
     enum origin origin; /* what it began with                            */
     int by_run;         /* the key bears the run's identity, see name_key */
 
-    apr_uint64_t *claims; /* of the configuration: 1 bit a slot, or NULL  */
-    search_t *search;     /* NULL: nothing left to be found              */
-    int prefer_zero;      /* a free slot may hold what somebody looks for */
-    int was_short;        /* somebody was told that it has fewer slots   */
+    apr_uint64_t *claims;     /* of the configuration: 1 bit a slot, or NULL  */
+    slotmem_search_t *search; /* NULL: nothing left to be found          */
+    int prefer_zero;          /* a free slot may hold what somebody looks for */
+    int was_short;            /* somebody was told that it has fewer slots   */
 
     unsigned char digest[APR_MD5_DIGESTSIZE];
     int has_digest; /* the stored file bears this digest                 */
@@ -266,27 +265,6 @@ static void segment_lay(ap_slotmem_instance_t *s)
 static char *slot_at(const ap_slotmem_instance_t *s, unsigned int id)
 {
     return s->slots + s->layout.item_size * id;
-}
-
-static int all_zero(const void *at, apr_size_t len)
-{
-    const unsigned char *bytes = at;
-
-    return len == 0
-           || (bytes[0] == 0 && memcmp(bytes, bytes + 1, len - 1) == 0);
-}
-
-/* A set of slots in private memory. */
-static int bit_get(const apr_uint64_t *bits, unsigned int id)
-{
-    return bits && (bits[id / SLOTMEM_WORD_BITS] & slotmem_bit(id)) != 0;
-}
-
-static void bit_set(apr_uint64_t *bits, unsigned int id, int on)
-{
-    apr_uint64_t *word = &bits[id / SLOTMEM_WORD_BITS];
-
-    *word = on ? *word | slotmem_bit(id) : *word & ~slotmem_bit(id);
 }
 
 static apr_uint64_t *bits_make(unsigned int item_num, apr_pool_t *p)
@@ -960,75 +938,11 @@ static apr_pool_t *scratch_pool(void)
 /* ==================== slot claims ==================== */
 
 /*
- * With CLEARINUSE a segment comes back with every slot free and its content
- * in place, for its owners to find by content and to claim.  Two kinds of
- * slots have owners: those that the configuration named (the parent claims
- * them, before it forks children) and those that were added at run time (a
- * child claimed them, and after a restart nobody claims them again).
- *
- * `claims` of a segment says which slots the configuration has.  It is the
- * parent's private memory, so nothing a child writes makes a slot one of the
- * configuration's; a slot in use that is not claimed was added at run time.
- * Both outlive the generation: behind the stored image, in the marker, and in
- * the registry that is handed over at a restart.
- *
- * What mod_proxy_balancer does in the parent, for each segment of members:
- *
- *     for each member of the configuration
- *         num_slots, dptr 0, 1, 2 ... until one bears the member's name
- *         found:  fgrab of that slot            else:  grab, dptr of that one
- *     dptr 0, 1, 2 ... max: whatever has content and is none of the above
- *                           is a member added at run time, and is served
- *
- * So a member that was taken out of the configuration would be served for
- * ever, and a new one would get a slot that holds another's state.  Hence,
- * until every module has configured, an inherited segment is shown to the
- * parent through a search_t:
- *
- *   - grab gives a slot that holds nothing.  If there is none, it gives one
- *     that nobody has claimed yet, and keeps what that held as a "spare".
- *   - Spares are shown behind the last slot: num_slots counts them, and dptr
- *     of such a number puts the spare into a slot that nobody has claimed,
- *     in exchange for what that held, and gives the slot's address.  fgrab of
- *     the number claims that slot.  So whatever is looked for is found, though
- *     there are more contents than slots.
- *   - As soon as the parent looks at an unclaimed slot without having asked
- *     for their number since its last claim, the search is over, and it is
- *     the last loop above: what the configuration had and did not claim again
- *     is taken out of sight (search_settle).  To the spares, not to nothing: a
- *     later search still finds it.
- *
- * A consumer that claims without searching in this way sees its segment as it
- * was stored, and nothing is ever taken out of its sight.
+ * Which slots the configuration has, in the parent's private memory, so that
+ * nothing a child writes makes a slot one of the configuration's.  Why, and
+ * what an inherited segment looks like until every module has configured, is
+ * in slotmem_search.h.
  */
-
-/* More than SLOTMEM_SHM_KIND_* says: there is content, but nobody noted whose
- * (a file of httpd's own module). */
-#define KIND_UNKNOWN (SLOTMEM_SHM_KIND_RUNTIME + 1u)
-
-/* Content that has no slot. */
-typedef struct {
-    unsigned char kind;
-    char *content; /* item_size bytes, malloc'ed */
-} spare_t;
-
-struct search_t {
-    unsigned char *kind; /* of each slot; NONE: empty, or claimed by now   */
-    apr_array_header_t *spares;
-    long expected;      /* slots that the configuration will claim, if as
-                           many as last time are reserved for growth       */
-    unsigned int from;  /* no slot below it is empty and free              */
-    unsigned int shown; /* the slot that shows spares; item_num: none yet  */
-    unsigned int spare; /* that it shows                                   */
-    unsigned int claims, grabs; /* made so far; of which by grab           */
-    int same_size;        /* as many slots as were stored                    */
-    int counted;          /* num_slots was asked since the last claim        */
-    int plain;            /* a claim was made without                        */
-    int looked;           /* the parent has looked at a slot                 */
-    unsigned int dropped; /* of nobody knows whom                          */
-};
-
-#define SPARE(search, i) APR_ARRAY_IDX((search)->spares, (i), spare_t)
 
 static int claims_matter(const ap_slotmem_instance_t *s)
 {
@@ -1038,16 +952,18 @@ static int claims_matter(const ap_slotmem_instance_t *s)
     return s->name && (s->type & both) == both && s->layout.item_num;
 }
 
-static void claim_note(ap_slotmem_instance_t *s, unsigned int id, int on)
+static void claims_make(ap_slotmem_instance_t *s)
 {
-    if (self.role != ROLE_CONFIGURING || !claims_matter(s)) {
-        return;
-    }
-    if (!s->claims && on) {
+    if (!s->claims) {
         s->claims = bits_make(s->layout.item_num, registry->pool);
     }
-    if (s->claims) {
-        bit_set(s->claims, id, on);
+}
+
+static void claim_note(ap_slotmem_instance_t *s, unsigned int id, int on)
+{
+    if (self.role == ROLE_CONFIGURING && claims_matter(s)) {
+        claims_make(s);
+        slotmem_set_put(s->claims, id, on);
     }
 }
 
@@ -1055,332 +971,9 @@ static void claim_note(ap_slotmem_instance_t *s, unsigned int id, int on)
 static unsigned char slot_kind(const ap_slotmem_instance_t *s, unsigned int id,
                                int used)
 {
-    return bit_get(s->claims, id) ? SLOTMEM_SHM_KIND_CONFIGURED
-           : used                 ? SLOTMEM_SHM_KIND_RUNTIME
-                                  : SLOTMEM_SHM_KIND_NONE;
-}
-
-static int spare_add(ap_slotmem_instance_t *s, const char *content,
-                     unsigned char kind)
-{
-    char *kept = malloc(s->layout.item_size);
-    spare_t *spare;
-
-    if (!kept) {
-        return 0;
-    }
-    memcpy(kept, content, s->layout.item_size);
-    spare = apr_array_push(s->search->spares);
-    spare->content = kept;
-    spare->kind = kind;
-    return 1;
-}
-
-static void spare_drop(search_t *search, unsigned int i)
-{
-    free(SPARE(search, i).content);
-    SPARE(search, i) = SPARE(search, search->spares->nelts - 1);
-    apr_array_pop(search->spares);
-}
-
-/*
- * Begins to show the parent what an inherited segment holds.
- *
- * @param kinds of stored_num slots, or NULL: nobody noted them
- * @param beyond what slots from item_num on held; NULL: nothing
- */
-static void search_begin(ap_slotmem_instance_t *s, const unsigned char *kinds,
-                         unsigned int stored_num, const char *beyond)
-{
-    const unsigned int num = s->layout.item_num;
-    search_t *search = apr_pcalloc(registry->pool, sizeof(*search));
-    unsigned int id, held = 0, configured = 0;
-
-    search->kind = apr_pcalloc(registry->pool, num);
-    search->spares = apr_array_make(registry->pool, 4, sizeof(spare_t));
-    search->shown = num;
-    search->same_size = stored_num == num;
-    s->search = search;
-    for (id = 0; id < stored_num; id++) {
-        const char *content = id < num
-                                  ? slot_at(s, id)
-                                  : beyond + s->layout.item_size * (id - num);
-        unsigned char kind = !kinds ? KIND_UNKNOWN
-                             : kinds[id] == SLOTMEM_SHM_KIND_RUNTIME
-                                 ? SLOTMEM_SHM_KIND_RUNTIME
-                                 : SLOTMEM_SHM_KIND_CONFIGURED;
-
-        configured += kinds && kinds[id] == SLOTMEM_SHM_KIND_CONFIGURED;
-        if ((id >= num && !beyond) || all_zero(content, s->layout.item_size)) {
-            continue;
-        }
-        held++;
-        if (id < num) {
-            search->kind[id] = kind;
-        }
-        else {
-            spare_add(s, content, kind);
-        }
-    }
-    search->expected =
-        kinds ? (long)num - ((long)stored_num - (long)configured) : -1;
-    if (!held) {
-        s->search = NULL; /* nothing to be found, or to be protected */
-    }
-}
-
-static int search_is_free(const ap_slotmem_instance_t *s, unsigned int id,
-                          unsigned char kind)
-{
-    return s->search->kind[id] == kind && !bit_get(s->claims, id)
-           && !slotmem_table_used(&s->table, id);
-}
-
-/* The lowest slot that is free and holds nothing; item_num: there is none. */
-static unsigned int search_empty(ap_slotmem_instance_t *s)
-{
-    unsigned int *from = &s->search->from;
-
-    while (*from < s->layout.item_num
-           && !search_is_free(s, *from, SLOTMEM_SHM_KIND_NONE)) {
-        ++*from;
-    }
-    return *from;
-}
-
-/* A slot to put something into: an empty one, else one of those that can best
- * do without what they hold.  item_num: every slot is claimed. */
-static unsigned int search_room(ap_slotmem_instance_t *s)
-{
-    static const unsigned char kinds[] = { SLOTMEM_SHM_KIND_CONFIGURED,
-                                           KIND_UNKNOWN,
-                                           SLOTMEM_SHM_KIND_RUNTIME };
-    unsigned int id = search_empty(s), i;
-
-    if (id < s->layout.item_num) {
-        return id;
-    }
-    for (i = 0; i < sizeof(kinds); i++) {
-        for (id = s->layout.item_num; id-- > 0;) {
-            if (search_is_free(s, id, kinds[i])) {
-                return id;
-            }
-        }
-    }
-    return s->layout.item_num;
-}
-
-/* What the slot holds becomes a spare; the slot is empty then. */
-static void search_vacate(ap_slotmem_instance_t *s, unsigned int id)
-{
-    search_t *search = s->search;
-
-    if (search->kind[id] != SLOTMEM_SHM_KIND_NONE
-        && spare_add(s, slot_at(s, id), search->kind[id])) {
-        memset(slot_at(s, id), 0, s->layout.item_size);
-        search->kind[id] = SLOTMEM_SHM_KIND_NONE;
-        search->from = id < search->from ? id : search->from;
-    }
-}
-
-/* Spare i and the slot change what they hold. */
-static void search_swap(ap_slotmem_instance_t *s, unsigned int i,
-                        unsigned int id)
-{
-    spare_t *spare = &SPARE(s->search, i);
-    unsigned char kind = s->search->kind[id];
-    char *a = slot_at(s, id), *b = spare->content;
-    apr_size_t at;
-
-    for (at = 0; at < s->layout.item_size; at++) {
-        char byte = a[at];
-
-        a[at] = b[at];
-        b[at] = byte;
-    }
-    s->search->kind[id] = spare->kind;
-    spare->kind = kind;
-}
-
-/*
- * The search is over: what the configuration had last time, and has not
- * claimed now, goes out of sight; what was added at run time, and had to make
- * room, comes back as far as there is room.
- *
- * Where nobody noted whose the slots were, an unchanged configuration is
- * taken to have left members that were added at run time; one that had to
- * grab, or that asks for another number of slots, wins over the state.
- */
-static void search_settle(ap_slotmem_instance_t *s)
-{
-    search_t *search = s->search;
-    const unsigned char unknown = search->same_size && search->grabs == 0
-                                      ? SLOTMEM_SHM_KIND_RUNTIME
-                                      : SLOTMEM_SHM_KIND_CONFIGURED;
-    unsigned int id, i;
-
-    for (id = 0; id < s->layout.item_num; id++) {
-        if (search->kind[id] == KIND_UNKNOWN && !bit_get(s->claims, id)) {
-            search->kind[id] = unknown;
-            search->dropped += unknown == SLOTMEM_SHM_KIND_CONFIGURED;
-        }
-        if (search->kind[id] == SLOTMEM_SHM_KIND_CONFIGURED
-            && !bit_get(s->claims, id)) {
-            search_vacate(s, id);
-        }
-    }
-    for (i = 0; i < (unsigned int)search->spares->nelts; i++) {
-        if (SPARE(search, i).kind == SLOTMEM_SHM_KIND_RUNTIME
-            && (id = search_empty(s)) < s->layout.item_num) {
-            search_swap(s, i, id);
-        }
-    }
-    search->shown = s->layout.item_num;
-}
-
-/* Does the parent, by looking at a slot now, show that it has found all that
- * it looked for? */
-static int search_is_over(const search_t *search)
-{
-    return !search->counted
-           && (search->claims ? !search->plain : search->expected == 0);
-}
-
-static unsigned int search_num_slots(ap_slotmem_instance_t *s)
-{
-    s->search->counted = 1;
-    return s->layout.item_num + (unsigned int)s->search->spares->nelts;
-}
-
-/* The parent looks at slot `id`. */
-static void search_look(ap_slotmem_instance_t *s, unsigned int id)
-{
-    search_t *search = s->search;
-
-    search->looked = 1;
-    if (search->kind[id] != SLOTMEM_SHM_KIND_NONE && !bit_get(s->claims, id)
-        && search_is_over(search)) {
-        search_settle(s);
-    }
-}
-
-/* Shows the spare with that number, counted from the first slot on. */
-static apr_status_t search_show(ap_slotmem_instance_t *s, unsigned int id,
-                                void **mem)
-{
-    search_t *search = s->search;
-    unsigned int i = id - s->layout.item_num;
-
-    if (i >= (unsigned int)search->spares->nelts) {
-        return APR_EINVAL;
-    }
-    if (search->shown == s->layout.item_num) {
-        search->shown = search_room(s);
-    }
-    if (search->shown == s->layout.item_num) {
-        return APR_EINVAL;
-    }
-    search_swap(s, i, search->shown);
-    search->spare = i;
-    *mem = slot_at(s, search->shown);
-    return APR_SUCCESS;
-}
-
-/* The slot is the configuration's from now on. */
-static void search_claim(ap_slotmem_instance_t *s, unsigned int id)
-{
-    search_t *search = s->search;
-
-    slotmem_table_fgrab(&s->table, id);
-    claim_note(s, id, 1);
-    search->kind[id] = SLOTMEM_SHM_KIND_NONE;
-    search->claims++;
-    search->plain |= !search->counted;
-    search->counted = 0;
-    if (search->shown == id) {
-        search->shown = s->layout.item_num;
-    }
-}
-
-static apr_status_t search_fgrab(ap_slotmem_instance_t *s, unsigned int id)
-{
-    search_t *search = s->search;
-
-    if (id >= s->layout.item_num) {
-        unsigned int i = id - s->layout.item_num;
-
-        if (search->shown == s->layout.item_num || i != search->spare
-            || i >= (unsigned int)search->spares->nelts) {
-            return APR_EINVAL;
-        }
-        id = search->shown;
-        if (SPARE(search, i).kind == SLOTMEM_SHM_KIND_NONE) {
-            spare_drop(search, i);
-        }
-    }
-    search_claim(s, id);
-    return APR_SUCCESS;
-}
-
-static int search_grab(ap_slotmem_instance_t *s, unsigned int *id)
-{
-    const unsigned int found = search_room(s);
-
-    if (found == s->layout.item_num) {
-        return 0;
-    }
-    search_vacate(s, found);
-    s->search->grabs++;
-    search_claim(s, found);
-    *id = found;
-    return 1;
-}
-
-static void search_log_end(const ap_slotmem_instance_t *s, unsigned int lost)
-{
-    if (lost) {
-        ap_log_error(
-            APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
-            "slotmem_shm: %s: the configuration of today needs so many of the "
-            "%u slots that %u which were added at run time have no room; what "
-            "they held is gone. A larger growth= of the balancer gives room, "
-            "or name them in the configuration",
-            s->name, s->layout.item_num, lost);
-    }
-    if (s->search->dropped) {
-        ap_log_error(
-            APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
-            "slotmem_shm: %s was stored by httpd's own module, which does not "
-            "note what was added at run time, and the configuration has "
-            "changed: %u slots that it does not name are dropped",
-            s->name, s->search->dropped);
-    }
-}
-
-/* Every module has configured: what is still to be found will not be found
- * any more. */
-static void search_end(ap_slotmem_instance_t *s)
-{
-    search_t *search = s->search;
-    unsigned int id, lost = 0;
-
-    if (search->claims && !search->plain) {
-        search_settle(s);
-    }
-    for (id = 0; id < s->layout.item_num; id++) {
-        if (search->kind[id] == SLOTMEM_SHM_KIND_RUNTIME && search->looked) {
-            slotmem_table_fgrab(&s->table, id); /* nobody else's, then */
-        }
-        else if (search->kind[id] != SLOTMEM_SHM_KIND_NONE) {
-            s->prefer_zero = 1;
-        }
-    }
-    while (search->spares->nelts) {
-        lost += SPARE(search, 0).kind == SLOTMEM_SHM_KIND_RUNTIME;
-        spare_drop(search, 0);
-    }
-    search_log_end(s, lost);
-    s->search = NULL;
+    return slotmem_set_has(s->claims, id) ? SLOTMEM_SHM_KIND_CONFIGURED
+           : used                         ? SLOTMEM_SHM_KIND_RUNTIME
+                                          : SLOTMEM_SHM_KIND_NONE;
 }
 
 /* The lowest free slot that holds nothing: so long as there is one, nobody
@@ -1391,7 +984,7 @@ static int zero_grab(ap_slotmem_instance_t *s, unsigned int *id)
 
     for (i = 0; i < s->layout.item_num; i++) {
         if (!slotmem_table_used(&s->table, i)
-            && all_zero(slot_at(s, i), s->layout.item_size)
+            && slotmem_all_zero(slot_at(s, i), s->layout.item_size)
             && slotmem_table_fgrab(&s->table, i)) {
             *id = i;
             return 1;
@@ -1496,7 +1089,8 @@ static void image_end(image_t *i)
  * table stays as it is. */
 static int image_used(const image_t *i, unsigned int id)
 {
-    return !(i->s->type & AP_SLOTMEM_TYPE_CLEARINUSE) && bit_get(i->used, id);
+    return !(i->s->type & AP_SLOTMEM_TYPE_CLEARINUSE)
+           && slotmem_set_has(i->used, id);
 }
 
 static unsigned int image_free_slots(const image_t *i)
@@ -1597,7 +1191,7 @@ static unsigned char *image_tail(const image_t *i, const unsigned char *digest,
     if (claims_matter(s)) {
         kinds = tail + *len;
         for (id = 0; id < num; id++) {
-            kinds[id] = slot_kind(s, id, bit_get(i->used, id));
+            kinds[id] = slot_kind(s, id, slotmem_set_has(i->used, id));
         }
         slotmem_image_trailer_end(kinds, num, digest);
         *len += (apr_size_t)slotmem_shm_trailer_size(num);
@@ -2236,7 +1830,7 @@ static apr_status_t touched_unguarded(void *ctx)
     const ap_slotmem_instance_t *s = ctx;
 
     return slotmem_table_count(&s->table) == 0
-                   && all_zero(s->slots, s->layout.slots_len)
+                   && slotmem_all_zero(s->slots, s->layout.slots_len)
                ? APR_SUCCESS
                : APR_EINVAL;
 }
@@ -2437,10 +2031,10 @@ static void text_add_bits(text_t *t, const apr_uint64_t *bits, unsigned int num)
     char range[32];
 
     for (id = 0; bits && id < num; id++) {
-        if (!bit_get(bits, id)) {
+        if (!slotmem_set_has(bits, id)) {
             continue;
         }
-        for (from = id; id + 1 < num && bit_get(bits, id + 1);) {
+        for (from = id; id + 1 < num && slotmem_set_has(bits, id + 1);) {
             id++;
         }
         apr_snprintf(range, sizeof(range), from == id ? "%s%u" : "%s%u-%u",
@@ -2478,7 +2072,7 @@ static apr_uint64_t *bits_parse(const char *text, unsigned int num,
         }
         bits = bits ? bits : bits_make(num, p);
         for (; first <= last; first++) {
-            bit_set(bits, (unsigned int)first, 1);
+            slotmem_set_put(bits, (unsigned int)first, 1);
         }
         text = *end == ',' ? end + 1 : NULL;
     }
@@ -3039,15 +2633,18 @@ static int legacy_end(legacy_t *g, int good)
     ap_slotmem_instance_t *s = g->s;
 
     if (g->beyond && !legacy_has_configured(g)
-        && !all_zero(g->beyond,
-                     (g->num - s->layout.item_num) * s->layout.item_size)) {
+        && !slotmem_all_zero(g->beyond, (g->num - s->layout.item_num)
+                                            * s->layout.item_size)) {
         g->cut = 1;
     }
     good = good && !g->cut;
     if (good) {
         slotmem_table_hint_all(&s->table);
         if (g->kinds) {
-            search_begin(s, g->has_kinds ? g->kinds : NULL, g->num, g->beyond);
+            claims_make(s);
+            s->search = slotmem_search_begin(
+                &s->table, s->slots, s->layout.item_size, s->claims,
+                g->has_kinds ? g->kinds : NULL, g->num, g->beyond);
         }
         s->header->stored = g->stored;
         s->header->marks[0] = g->marks[0];
@@ -3093,7 +2690,8 @@ static apr_status_t legacy_copy_unguarded(void *ctx)
             memcpy(g->beyond + size * (id - s->layout.item_num),
                    slot_at(g->old, id), size);
         }
-        else if ((used && !clear) || !all_zero(slot_at(g->old, id), size)) {
+        else if ((used && !clear)
+                 || !slotmem_all_zero(slot_at(g->old, id), size)) {
             g->cut = 1;
         }
     }
@@ -3148,7 +2746,7 @@ static void legacy_take(void *ctx, enum slotmem_image_part part,
             memcpy(g->beyond + (off + here - l->slots_len), bytes + here,
                    len - here);
         }
-        else if (!all_zero(bytes + here, len - here)) {
+        else if (!slotmem_all_zero(bytes + here, len - here)) {
             g->cut = 1;
         }
     }
@@ -3542,6 +3140,40 @@ static void segment_inherit(ap_slotmem_instance_t *s)
     apr_pool_destroy(p);
 }
 
+static void search_close(ap_slotmem_instance_t *s)
+{
+    const slotmem_search_end_t end = slotmem_search_end(s->search);
+
+    s->search = NULL;
+    s->prefer_zero = end.leftover;
+    if (end.unseen && s->store && runtime_may_write()) {
+        apr_pool_t *p = scratch_pool();
+
+        store_put_aside(s,
+                        "it holds more slots than the configuration of "
+                        "today has",
+                        "what fits is in use", 0, p);
+        apr_pool_destroy(p);
+    }
+    else if (end.lost) {
+        ap_log_error(
+            APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
+            "slotmem_shm: %s: the configuration of today needs so many of the "
+            "%u slots that %u which were added at run time have no room; what "
+            "they held is gone. A larger growth= of the balancer gives room, "
+            "or name them in the configuration",
+            s->name, s->layout.item_num, end.lost);
+    }
+    if (end.dropped) {
+        ap_log_error(
+            APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
+            "slotmem_shm: %s was stored by httpd's own module, which does not "
+            "note what was added at run time, and the configuration has "
+            "changed: %u slots that it does not name are dropped",
+            s->name, end.dropped);
+    }
+}
+
 /* Every module has configured: what nobody asked for goes, and the list is
  * made anew. */
 static void inheritance_end(void)
@@ -3551,7 +3183,7 @@ static void inheritance_end(void)
 
     for (s = registry->first; s; s = s->next) {
         if (s->search) {
-            search_end(s);
+            search_close(s);
         }
     }
     orphans_end(retained->state == RUNTIME_OWNER);
@@ -4210,6 +3842,9 @@ static ap_slotmem_instance_t *segment_keep(const ap_slotmem_instance_t *made)
     s->name = made->name ? apr_pstrdup(p, made->name) : NULL;
     s->key = made->key ? apr_pstrdup(p, made->key) : NULL;
     s->store = made->store ? apr_pstrdup(p, made->store) : NULL;
+    if (s->search) {
+        s->search->table = &s->table; /* it moved with the struct */
+    }
     registry_add(s);
     return s;
 }
@@ -4440,10 +4075,12 @@ static apr_status_t slotmem_dptr(ap_slotmem_instance_t *s, unsigned int id,
         return APR_ENOSHMAVAIL;
     }
     if (id >= s->layout.item_num) {
-        return s->search ? search_show(s, id, mem) : APR_EINVAL;
+        return s->search && slotmem_search_show(s->search, id, mem)
+                   ? APR_SUCCESS
+                   : APR_EINVAL;
     }
     if (s->search) {
-        search_look(s, id);
+        slotmem_search_look(s->search, id);
     }
     *mem = slot_at(s, id);
     return APR_SUCCESS;
@@ -4460,14 +4097,14 @@ static apr_status_t access_check(ap_slotmem_instance_t *s, unsigned int id,
         return APR_EINVAL;
     }
     if (s->search) {
-        search_look(s, id);
+        slotmem_search_look(s->search, id);
     }
     if (!slotmem_table_used(&s->table, id)) {
         if (s->type & AP_SLOTMEM_TYPE_PREGRAB) {
             return APR_NOTFOUND;
         }
         if (s->search) {
-            search_claim(s, id);
+            slotmem_search_claim(s->search, id);
         }
         else {
             slotmem_table_fgrab(&s->table, id);
@@ -4509,7 +4146,9 @@ static apr_status_t slotmem_put(ap_slotmem_instance_t *s, unsigned int id,
 
 static unsigned int slotmem_num_slots(ap_slotmem_instance_t *s)
 {
-    return !s ? 0 : s->search ? search_num_slots(s) : s->layout.item_num;
+    return !s          ? 0
+           : s->search ? slotmem_search_num_slots(s->search)
+                       : s->layout.item_num;
 }
 
 static unsigned int slotmem_num_free_slots(ap_slotmem_instance_t *s)
@@ -4532,7 +4171,7 @@ static apr_status_t slotmem_grab(ap_slotmem_instance_t *s, unsigned int *id)
     if (!s) {
         return APR_ENOSHMAVAIL;
     }
-    done = s->search ? search_grab(s, &found)
+    done = s->search ? slotmem_search_grab(s->search, &found)
                      : (s->prefer_zero && zero_grab(s, &found))
                            || slotmem_table_grab(&s->table, &found);
     if (done) {
@@ -4553,7 +4192,7 @@ static apr_status_t slotmem_fgrab(ap_slotmem_instance_t *s, unsigned int id)
         return APR_ENOSHMAVAIL;
     }
     if (s->search) {
-        if (search_fgrab(s, id) == APR_SUCCESS) {
+        if (slotmem_search_fgrab(s->search, id)) {
             return APR_SUCCESS;
         }
     }
