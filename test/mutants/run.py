@@ -87,16 +87,20 @@ class Mutant:
 # ---------------------------------------------------------------------------
 
 class Tree:
-    def __init__(self, folder):
-        self.folder = folder
+    """A copy of the tree at `origin`, which others may change meanwhile."""
+
+    def __init__(self, folder, origin=TOP):
+        self.folder, self.origin = folder, origin
         os.makedirs(folder)
         for name in NEEDED:
-            origin, copy = os.path.join(TOP, name), os.path.join(folder, name)
+            origin, copy = (os.path.join(top, name)
+                            for top in (self.origin, folder))
             if os.path.isdir(origin):
                 shutil.copytree(origin, copy, ignore=shutil.ignore_patterns(
                     "__pycache__", "mutants"))
             elif os.path.exists(origin):
                 shutil.copy(origin, copy)
+        self.run(["make", "clean"])
         self.build()
 
     def run(self, command):
@@ -119,7 +123,8 @@ class Tree:
     def build(self):
         status, output = self.run(["make", "all"])
         if status != 0:
-            raise Broken("does not build:\n" + output[-2000:])
+            errors = re.findall(r"error: .*", output) or [output[-500:]]
+            raise Broken("does not build: " + errors[0])
 
     def apply(self, mutant):
         with subprocess.Popen(["patch", "-p1", "-F0", "--no-backup-if-mismatch",
@@ -128,12 +133,12 @@ class Tree:
                               stderr=subprocess.STDOUT) as patch:
             output, _ = patch.communicate(mutant.diff)
         if patch.returncode != 0:
-            raise Broken("does not apply:\n" + output)
+            raise Broken("does not apply: " + output.replace("\n", "; "))
 
     def restore(self, mutant):
         for name in mutant.files:
             # A new time, so that make builds it again.
-            shutil.copyfile(os.path.join(TOP, name),
+            shutil.copyfile(os.path.join(self.origin, name),
                             os.path.join(self.folder, name))
 
 
@@ -181,6 +186,7 @@ class Plain:
     """A tree without a fault; each test runs there once, if at all."""
 
     def __init__(self, folder):
+        self.folder = folder
         self._tree = Tree(folder)
         self._lock = threading.Lock()
         self._known = {}
@@ -214,7 +220,7 @@ def try_all(folder, mutants, say):
     plain = Plain(os.path.join(folder, "plain"))
     free = queue.Queue()
     for number in range(JOBS):
-        free.put(Tree(os.path.join(folder, str(number))))
+        free.put(Tree(os.path.join(folder, str(number)), plain.folder))
 
     def work(mutant):
         tree = free.get()
