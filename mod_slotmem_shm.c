@@ -114,6 +114,7 @@
 #include "slotmem_image.h"
 #include "slotmem_locks.h"
 #include "slotmem_platform.h"
+#include "slotmem_search.h"
 #include "slotmem_table.h"
 
 #if !APR_HAS_FORK || !APR_HAS_SHARED_MEMORY
@@ -216,8 +217,6 @@ typedef struct {
     enum platform_shm kind;
 } memory_t;
 
-typedef struct search_t search_t; /* see "slot claims" */
-
 /* A segment as one process sees it.  Everything here is private; a pointer
  * into shared memory is one to the header or to the slots, or in one of the
  * two that the core headers keep. */
@@ -236,10 +235,10 @@ struct ap_slotmem_instance_t {
     enum origin origin; /* what it began with                            */
     int by_run;         /* the key bears the run's identity, see name_key */
 
-    apr_uint64_t *claims; /* of the configuration: 1 bit a slot, or NULL  */
-    search_t *search;     /* NULL: nothing left to be found              */
-    int prefer_zero;      /* a free slot may hold what somebody looks for */
-    int was_short;        /* somebody was told that it has fewer slots   */
+    apr_uint64_t *claims;     /* of the configuration: 1 bit a slot, or NULL  */
+    slotmem_search_t *search; /* NULL: nothing left to be found          */
+    int prefer_zero;          /* a free slot may hold what somebody looks for */
+    int was_short;            /* somebody was told that it has fewer slots   */
 
     unsigned char digest[APR_MD5_DIGESTSIZE];
     int has_digest; /* the stored file bears this digest                 */
@@ -266,27 +265,6 @@ static void segment_lay(ap_slotmem_instance_t *s)
 static char *slot_at(const ap_slotmem_instance_t *s, unsigned int id)
 {
     return s->slots + s->layout.item_size * id;
-}
-
-static int all_zero(const void *at, apr_size_t len)
-{
-    const unsigned char *bytes = at;
-
-    return len == 0
-           || (bytes[0] == 0 && memcmp(bytes, bytes + 1, len - 1) == 0);
-}
-
-/* A set of slots in private memory. */
-static int bit_get(const apr_uint64_t *bits, unsigned int id)
-{
-    return bits && (bits[id / SLOTMEM_WORD_BITS] & slotmem_bit(id)) != 0;
-}
-
-static void bit_set(apr_uint64_t *bits, unsigned int id, int on)
-{
-    apr_uint64_t *word = &bits[id / SLOTMEM_WORD_BITS];
-
-    *word = on ? *word | slotmem_bit(id) : *word & ~slotmem_bit(id);
 }
 
 static apr_uint64_t *bits_make(unsigned int item_num, apr_pool_t *p)
@@ -960,75 +938,11 @@ static apr_pool_t *scratch_pool(void)
 /* ==================== slot claims ==================== */
 
 /*
- * With CLEARINUSE a segment comes back with every slot free and its content
- * in place, for its owners to find by content and to claim.  Two kinds of
- * slots have owners: those that the configuration named (the parent claims
- * them, before it forks children) and those that were added at run time (a
- * child claimed them, and after a restart nobody claims them again).
- *
- * `claims` of a segment says which slots the configuration has.  It is the
- * parent's private memory, so nothing a child writes makes a slot one of the
- * configuration's; a slot in use that is not claimed was added at run time.
- * Both outlive the generation: behind the stored image, in the marker, and in
- * the registry that is handed over at a restart.
- *
- * What mod_proxy_balancer does in the parent, for each segment of members:
- *
- *     for each member of the configuration
- *         num_slots, dptr 0, 1, 2 ... until one bears the member's name
- *         found:  fgrab of that slot            else:  grab, dptr of that one
- *     dptr 0, 1, 2 ... max: whatever has content and is none of the above
- *                           is a member added at run time, and is served
- *
- * So a member that was taken out of the configuration would be served for
- * ever, and a new one would get a slot that holds another's state.  Hence,
- * until every module has configured, an inherited segment is shown to the
- * parent through a search_t:
- *
- *   - grab gives a slot that holds nothing.  If there is none, it gives one
- *     that nobody has claimed yet, and keeps what that held as a "spare".
- *   - Spares are shown behind the last slot: num_slots counts them, and dptr
- *     of such a number puts the spare into a slot that nobody has claimed,
- *     in exchange for what that held, and gives the slot's address.  fgrab of
- *     the number claims that slot.  So whatever is looked for is found, though
- *     there are more contents than slots.
- *   - As soon as the parent looks at an unclaimed slot without having asked
- *     for their number since its last claim, the search is over, and it is
- *     the last loop above: what the configuration had and did not claim again
- *     is taken out of sight (search_settle).  To the spares, not to nothing: a
- *     later search still finds it.
- *
- * A consumer that claims without searching in this way sees its segment as it
- * was stored, and nothing is ever taken out of its sight.
+ * Which slots the configuration has, in the parent's private memory, so that
+ * nothing a child writes makes a slot one of the configuration's.  Why, and
+ * what an inherited segment looks like until every module has configured, is
+ * in slotmem_search.h.
  */
-
-/* More than SLOTMEM_SHM_KIND_* says: there is content, but nobody noted whose
- * (a file of httpd's own module). */
-#define KIND_UNKNOWN (SLOTMEM_SHM_KIND_RUNTIME + 1u)
-
-/* Content that has no slot. */
-typedef struct {
-    unsigned char kind;
-    char *content; /* item_size bytes, malloc'ed */
-} spare_t;
-
-struct search_t {
-    unsigned char *kind; /* of each slot; NONE: empty, or claimed by now   */
-    apr_array_header_t *spares;
-    long expected;      /* slots that the configuration will claim, if as
-                           many as last time are reserved for growth       */
-    unsigned int from;  /* no slot below it is empty and free              */
-    unsigned int shown; /* the slot that shows spares; item_num: none yet  */
-    unsigned int spare; /* that it shows                                   */
-    unsigned int claims, grabs; /* made so far; of which by grab           */
-    int same_size;        /* as many slots as were stored                    */
-    int counted;          /* num_slots was asked since the last claim        */
-    int plain;            /* a claim was made without                        */
-    int looked;           /* the parent has looked at a slot                 */
-    unsigned int dropped; /* of nobody knows whom                          */
-};
-
-#define SPARE(search, i) APR_ARRAY_IDX((search)->spares, (i), spare_t)
 
 static int claims_matter(const ap_slotmem_instance_t *s)
 {
@@ -1038,16 +952,18 @@ static int claims_matter(const ap_slotmem_instance_t *s)
     return s->name && (s->type & both) == both && s->layout.item_num;
 }
 
-static void claim_note(ap_slotmem_instance_t *s, unsigned int id, int on)
+static void claims_make(ap_slotmem_instance_t *s)
 {
-    if (self.role != ROLE_CONFIGURING || !claims_matter(s)) {
-        return;
-    }
-    if (!s->claims && on) {
+    if (!s->claims) {
         s->claims = bits_make(s->layout.item_num, registry->pool);
     }
-    if (s->claims) {
-        bit_set(s->claims, id, on);
+}
+
+static void claim_note(ap_slotmem_instance_t *s, unsigned int id, int on)
+{
+    if (self.role == ROLE_CONFIGURING && claims_matter(s)) {
+        claims_make(s);
+        slotmem_set_put(s->claims, id, on);
     }
 }
 
@@ -1055,332 +971,9 @@ static void claim_note(ap_slotmem_instance_t *s, unsigned int id, int on)
 static unsigned char slot_kind(const ap_slotmem_instance_t *s, unsigned int id,
                                int used)
 {
-    return bit_get(s->claims, id) ? SLOTMEM_SHM_KIND_CONFIGURED
-           : used                 ? SLOTMEM_SHM_KIND_RUNTIME
-                                  : SLOTMEM_SHM_KIND_NONE;
-}
-
-static int spare_add(ap_slotmem_instance_t *s, const char *content,
-                     unsigned char kind)
-{
-    char *kept = malloc(s->layout.item_size);
-    spare_t *spare;
-
-    if (!kept) {
-        return 0;
-    }
-    memcpy(kept, content, s->layout.item_size);
-    spare = apr_array_push(s->search->spares);
-    spare->content = kept;
-    spare->kind = kind;
-    return 1;
-}
-
-static void spare_drop(search_t *search, unsigned int i)
-{
-    free(SPARE(search, i).content);
-    SPARE(search, i) = SPARE(search, search->spares->nelts - 1);
-    apr_array_pop(search->spares);
-}
-
-/*
- * Begins to show the parent what an inherited segment holds.
- *
- * @param kinds of stored_num slots, or NULL: nobody noted them
- * @param beyond what slots from item_num on held; NULL: nothing
- */
-static void search_begin(ap_slotmem_instance_t *s, const unsigned char *kinds,
-                         unsigned int stored_num, const char *beyond)
-{
-    const unsigned int num = s->layout.item_num;
-    search_t *search = apr_pcalloc(registry->pool, sizeof(*search));
-    unsigned int id, held = 0, configured = 0;
-
-    search->kind = apr_pcalloc(registry->pool, num);
-    search->spares = apr_array_make(registry->pool, 4, sizeof(spare_t));
-    search->shown = num;
-    search->same_size = stored_num == num;
-    s->search = search;
-    for (id = 0; id < stored_num; id++) {
-        const char *content = id < num
-                                  ? slot_at(s, id)
-                                  : beyond + s->layout.item_size * (id - num);
-        unsigned char kind = !kinds ? KIND_UNKNOWN
-                             : kinds[id] == SLOTMEM_SHM_KIND_RUNTIME
-                                 ? SLOTMEM_SHM_KIND_RUNTIME
-                                 : SLOTMEM_SHM_KIND_CONFIGURED;
-
-        configured += kinds && kinds[id] == SLOTMEM_SHM_KIND_CONFIGURED;
-        if ((id >= num && !beyond) || all_zero(content, s->layout.item_size)) {
-            continue;
-        }
-        held++;
-        if (id < num) {
-            search->kind[id] = kind;
-        }
-        else {
-            spare_add(s, content, kind);
-        }
-    }
-    search->expected =
-        kinds ? (long)num - ((long)stored_num - (long)configured) : -1;
-    if (!held) {
-        s->search = NULL; /* nothing to be found, or to be protected */
-    }
-}
-
-static int search_is_free(const ap_slotmem_instance_t *s, unsigned int id,
-                          unsigned char kind)
-{
-    return s->search->kind[id] == kind && !bit_get(s->claims, id)
-           && !slotmem_table_used(&s->table, id);
-}
-
-/* The lowest slot that is free and holds nothing; item_num: there is none. */
-static unsigned int search_empty(ap_slotmem_instance_t *s)
-{
-    unsigned int *from = &s->search->from;
-
-    while (*from < s->layout.item_num
-           && !search_is_free(s, *from, SLOTMEM_SHM_KIND_NONE)) {
-        ++*from;
-    }
-    return *from;
-}
-
-/* A slot to put something into: an empty one, else one of those that can best
- * do without what they hold.  item_num: every slot is claimed. */
-static unsigned int search_room(ap_slotmem_instance_t *s)
-{
-    static const unsigned char kinds[] = { SLOTMEM_SHM_KIND_CONFIGURED,
-                                           KIND_UNKNOWN,
-                                           SLOTMEM_SHM_KIND_RUNTIME };
-    unsigned int id = search_empty(s), i;
-
-    if (id < s->layout.item_num) {
-        return id;
-    }
-    for (i = 0; i < sizeof(kinds); i++) {
-        for (id = s->layout.item_num; id-- > 0;) {
-            if (search_is_free(s, id, kinds[i])) {
-                return id;
-            }
-        }
-    }
-    return s->layout.item_num;
-}
-
-/* What the slot holds becomes a spare; the slot is empty then. */
-static void search_vacate(ap_slotmem_instance_t *s, unsigned int id)
-{
-    search_t *search = s->search;
-
-    if (search->kind[id] != SLOTMEM_SHM_KIND_NONE
-        && spare_add(s, slot_at(s, id), search->kind[id])) {
-        memset(slot_at(s, id), 0, s->layout.item_size);
-        search->kind[id] = SLOTMEM_SHM_KIND_NONE;
-        search->from = id < search->from ? id : search->from;
-    }
-}
-
-/* Spare i and the slot change what they hold. */
-static void search_swap(ap_slotmem_instance_t *s, unsigned int i,
-                        unsigned int id)
-{
-    spare_t *spare = &SPARE(s->search, i);
-    unsigned char kind = s->search->kind[id];
-    char *a = slot_at(s, id), *b = spare->content;
-    apr_size_t at;
-
-    for (at = 0; at < s->layout.item_size; at++) {
-        char byte = a[at];
-
-        a[at] = b[at];
-        b[at] = byte;
-    }
-    s->search->kind[id] = spare->kind;
-    spare->kind = kind;
-}
-
-/*
- * The search is over: what the configuration had last time, and has not
- * claimed now, goes out of sight; what was added at run time, and had to make
- * room, comes back as far as there is room.
- *
- * Where nobody noted whose the slots were, an unchanged configuration is
- * taken to have left members that were added at run time; one that had to
- * grab, or that asks for another number of slots, wins over the state.
- */
-static void search_settle(ap_slotmem_instance_t *s)
-{
-    search_t *search = s->search;
-    const unsigned char unknown = search->same_size && search->grabs == 0
-                                      ? SLOTMEM_SHM_KIND_RUNTIME
-                                      : SLOTMEM_SHM_KIND_CONFIGURED;
-    unsigned int id, i;
-
-    for (id = 0; id < s->layout.item_num; id++) {
-        if (search->kind[id] == KIND_UNKNOWN && !bit_get(s->claims, id)) {
-            search->kind[id] = unknown;
-            search->dropped += unknown == SLOTMEM_SHM_KIND_CONFIGURED;
-        }
-        if (search->kind[id] == SLOTMEM_SHM_KIND_CONFIGURED
-            && !bit_get(s->claims, id)) {
-            search_vacate(s, id);
-        }
-    }
-    for (i = 0; i < (unsigned int)search->spares->nelts; i++) {
-        if (SPARE(search, i).kind == SLOTMEM_SHM_KIND_RUNTIME
-            && (id = search_empty(s)) < s->layout.item_num) {
-            search_swap(s, i, id);
-        }
-    }
-    search->shown = s->layout.item_num;
-}
-
-/* Does the parent, by looking at a slot now, show that it has found all that
- * it looked for? */
-static int search_is_over(const search_t *search)
-{
-    return !search->counted
-           && (search->claims ? !search->plain : search->expected == 0);
-}
-
-static unsigned int search_num_slots(ap_slotmem_instance_t *s)
-{
-    s->search->counted = 1;
-    return s->layout.item_num + (unsigned int)s->search->spares->nelts;
-}
-
-/* The parent looks at slot `id`. */
-static void search_look(ap_slotmem_instance_t *s, unsigned int id)
-{
-    search_t *search = s->search;
-
-    search->looked = 1;
-    if (search->kind[id] != SLOTMEM_SHM_KIND_NONE && !bit_get(s->claims, id)
-        && search_is_over(search)) {
-        search_settle(s);
-    }
-}
-
-/* Shows the spare with that number, counted from the first slot on. */
-static apr_status_t search_show(ap_slotmem_instance_t *s, unsigned int id,
-                                void **mem)
-{
-    search_t *search = s->search;
-    unsigned int i = id - s->layout.item_num;
-
-    if (i >= (unsigned int)search->spares->nelts) {
-        return APR_EINVAL;
-    }
-    if (search->shown == s->layout.item_num) {
-        search->shown = search_room(s);
-    }
-    if (search->shown == s->layout.item_num) {
-        return APR_EINVAL;
-    }
-    search_swap(s, i, search->shown);
-    search->spare = i;
-    *mem = slot_at(s, search->shown);
-    return APR_SUCCESS;
-}
-
-/* The slot is the configuration's from now on. */
-static void search_claim(ap_slotmem_instance_t *s, unsigned int id)
-{
-    search_t *search = s->search;
-
-    slotmem_table_fgrab(&s->table, id);
-    claim_note(s, id, 1);
-    search->kind[id] = SLOTMEM_SHM_KIND_NONE;
-    search->claims++;
-    search->plain |= !search->counted;
-    search->counted = 0;
-    if (search->shown == id) {
-        search->shown = s->layout.item_num;
-    }
-}
-
-static apr_status_t search_fgrab(ap_slotmem_instance_t *s, unsigned int id)
-{
-    search_t *search = s->search;
-
-    if (id >= s->layout.item_num) {
-        unsigned int i = id - s->layout.item_num;
-
-        if (search->shown == s->layout.item_num || i != search->spare
-            || i >= (unsigned int)search->spares->nelts) {
-            return APR_EINVAL;
-        }
-        id = search->shown;
-        if (SPARE(search, i).kind == SLOTMEM_SHM_KIND_NONE) {
-            spare_drop(search, i);
-        }
-    }
-    search_claim(s, id);
-    return APR_SUCCESS;
-}
-
-static int search_grab(ap_slotmem_instance_t *s, unsigned int *id)
-{
-    const unsigned int found = search_room(s);
-
-    if (found == s->layout.item_num) {
-        return 0;
-    }
-    search_vacate(s, found);
-    s->search->grabs++;
-    search_claim(s, found);
-    *id = found;
-    return 1;
-}
-
-static void search_log_end(const ap_slotmem_instance_t *s, unsigned int lost)
-{
-    if (lost) {
-        ap_log_error(
-            APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
-            "slotmem_shm: %s: the configuration of today needs so many of the "
-            "%u slots that %u which were added at run time have no room; what "
-            "they held is gone. A larger growth= of the balancer gives room, "
-            "or name them in the configuration",
-            s->name, s->layout.item_num, lost);
-    }
-    if (s->search->dropped) {
-        ap_log_error(
-            APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
-            "slotmem_shm: %s was stored by httpd's own module, which does not "
-            "note what was added at run time, and the configuration has "
-            "changed: %u slots that it does not name are dropped",
-            s->name, s->search->dropped);
-    }
-}
-
-/* Every module has configured: what is still to be found will not be found
- * any more. */
-static void search_end(ap_slotmem_instance_t *s)
-{
-    search_t *search = s->search;
-    unsigned int id, lost = 0;
-
-    if (search->claims && !search->plain) {
-        search_settle(s);
-    }
-    for (id = 0; id < s->layout.item_num; id++) {
-        if (search->kind[id] == SLOTMEM_SHM_KIND_RUNTIME && search->looked) {
-            slotmem_table_fgrab(&s->table, id); /* nobody else's, then */
-        }
-        else if (search->kind[id] != SLOTMEM_SHM_KIND_NONE) {
-            s->prefer_zero = 1;
-        }
-    }
-    while (search->spares->nelts) {
-        lost += SPARE(search, 0).kind == SLOTMEM_SHM_KIND_RUNTIME;
-        spare_drop(search, 0);
-    }
-    search_log_end(s, lost);
-    s->search = NULL;
+    return slotmem_set_has(s->claims, id) ? SLOTMEM_SHM_KIND_CONFIGURED
+           : used                         ? SLOTMEM_SHM_KIND_RUNTIME
+                                          : SLOTMEM_SHM_KIND_NONE;
 }
 
 /* The lowest free slot that holds nothing: so long as there is one, nobody
@@ -1391,7 +984,7 @@ static int zero_grab(ap_slotmem_instance_t *s, unsigned int *id)
 
     for (i = 0; i < s->layout.item_num; i++) {
         if (!slotmem_table_used(&s->table, i)
-            && all_zero(slot_at(s, i), s->layout.item_size)
+            && slotmem_all_zero(slot_at(s, i), s->layout.item_size)
             && slotmem_table_fgrab(&s->table, i)) {
             *id = i;
             return 1;
@@ -1496,7 +1089,8 @@ static void image_end(image_t *i)
  * table stays as it is. */
 static int image_used(const image_t *i, unsigned int id)
 {
-    return !(i->s->type & AP_SLOTMEM_TYPE_CLEARINUSE) && bit_get(i->used, id);
+    return !(i->s->type & AP_SLOTMEM_TYPE_CLEARINUSE)
+           && slotmem_set_has(i->used, id);
 }
 
 static unsigned int image_free_slots(const image_t *i)
@@ -1597,7 +1191,7 @@ static unsigned char *image_tail(const image_t *i, const unsigned char *digest,
     if (claims_matter(s)) {
         kinds = tail + *len;
         for (id = 0; id < num; id++) {
-            kinds[id] = slot_kind(s, id, bit_get(i->used, id));
+            kinds[id] = slot_kind(s, id, slotmem_set_has(i->used, id));
         }
         slotmem_image_trailer_end(kinds, num, digest);
         *len += (apr_size_t)slotmem_shm_trailer_size(num);
@@ -1679,27 +1273,50 @@ static apr_status_t stored_open(apr_file_t **file, const char *path,
     return apr_os_file_put(file, &fd, APR_FOPEN_READ, p);
 }
 
-/* Is that a whole image of anything?  Then nothing is put in its place. */
-static int file_is_good(const char *path, apr_pool_t *p)
+/*
+ * Is the image so much larger than the segment's own that reading it is out
+ * of proportion?  Whoever owns the directory can make a file of a terabyte
+ * that takes no disk and ends in a descriptor; to hash it, if only to say what
+ * is wrong with it, would hold the parent up for an hour.  No configuration
+ * shrinks that much.
+ */
+#define IMAGE_LARGE ((apr_uint64_t)64 * 1024 * 1024)
+#define IMAGE_RATIO 16
+
+static int image_is_huge(const ap_slotmem_instance_t *s,
+                         const slotmem_image_t *image)
+{
+    return image->size > IMAGE_LARGE
+           && image->size / IMAGE_RATIO > slotmem_shm_file_size(
+                  s->layout.item_size, s->layout.item_num);
+}
+
+/* May that be a whole image of anything?  Then nothing is put in its place. */
+static int file_is_good(const ap_slotmem_instance_t *s, const char *path,
+                        apr_pool_t *p)
 {
     slotmem_image_source_t source = { -1, NULL, 0 };
     slotmem_image_t image[SLOTMEM_IMAGE_MAX];
     apr_os_file_t fd;
     apr_file_t *file;
     struct stat st;
-    int good;
+    apr_status_t rv = stored_open(&file, path, &st, p);
+    int found;
 
-    if (stored_open(&file, path, &st, p) != APR_SUCCESS) {
-        return 0;
+    if (rv != APR_SUCCESS) {
+        return !APR_STATUS_IS_ENOENT(rv) && rv != APR_EINVAL;
     }
     apr_os_file_get(&fd, file);
     source.fd = fd;
     source.size = (apr_uint64_t)st.st_size;
-    good = slotmem_image_find(&source, NULL, image) > 0
-           && slotmem_image_read(&source, image, NULL, NULL, NULL)
-                  == SLOTMEM_IMAGE_OK;
+    found = slotmem_image_find(&source, NULL, image);
+    if (found > 0 && !image_is_huge(s, image)
+        && slotmem_image_read(&source, image, NULL, NULL, NULL)
+               == SLOTMEM_IMAGE_DAMAGED) {
+        found = 0;
+    }
     apr_file_close(file);
-    return good;
+    return found != 0;
 }
 
 /* The file cannot be used: it is put aside, so that a person can look at it
@@ -1711,7 +1328,7 @@ static void store_put_aside(const ap_slotmem_instance_t *s, const char *why,
     const char *aside = name_beside(p, s->store, ".rejected");
     apr_status_t moved;
 
-    if (file_is_good(aside, p)) {
+    if (file_is_good(s, aside, p)) {
         aside = name_beside(p, s->store, ".rejected.2");
     }
     moved = apr_file_rename(s->store, aside, p);
@@ -1964,7 +1581,7 @@ static void store_spare_foreign(store_t *st, ap_slotmem_instance_t *s)
     struct stat info;
 
     if (lstat(s->store, &info) == 0 && note_has(s, &info, &stored) == 0
-        && file_is_good(s->store, st->pool)) {
+        && file_is_good(s, s->store, st->pool)) {
         store_put_aside(s, "it was put there while the server ran",
                         "the state of the running server takes its place", 0,
                         st->pool);
@@ -2208,11 +1825,30 @@ static void store_sweep_all(void)
     apr_pool_destroy(p);
 }
 
-/* Is the segment's file its own to write?  One that could not be read may
- * still be good, and nothing is to replace it. */
-static int is_stored(const ap_slotmem_instance_t *s)
+static apr_status_t touched_unguarded(void *ctx)
 {
-    return s->store && s->origin != ORIGIN_UNREADABLE;
+    const ap_slotmem_instance_t *s = ctx;
+
+    return slotmem_table_count(&s->table) == 0
+                   && slotmem_all_zero(s->slots, s->layout.slots_len)
+               ? APR_SUCCESS
+               : APR_EINVAL;
+}
+
+/* Has somebody put anything into it? */
+static int is_touched(ap_slotmem_instance_t *s)
+{
+    return guarded(touched_unguarded, s) != APR_SUCCESS;
+}
+
+/* Is the segment to be stored?  One whose file could not be read, and may be
+ * good, leaves that in place for as long as it runs; at the end of the
+ * generation what it has got since counts, too (store_spare_foreign). */
+static int is_stored(ap_slotmem_instance_t *s, enum store_mode mode)
+{
+    return s->store
+           && (s->origin != ORIGIN_UNREADABLE
+               || (mode != STORE_CHECKPOINT && is_touched(s)));
 }
 
 /* Does a segment of this process have a file? */
@@ -2221,7 +1857,7 @@ static int store_is_wanted(void)
     const ap_slotmem_instance_t *s;
 
     for (s = registry->first; s; s = s->next) {
-        if (is_stored(s)) {
+        if (s->store) {
             return 1;
         }
     }
@@ -2243,7 +1879,7 @@ static apr_status_t store_all(store_t *st, enum store_mode mode,
         return rv;
     }
     for (s = registry->first; s; s = s->next) {
-        if (is_stored(s)) {
+        if (is_stored(s, mode)) {
             store_segment(st, s);
         }
     }
@@ -2395,10 +2031,10 @@ static void text_add_bits(text_t *t, const apr_uint64_t *bits, unsigned int num)
     char range[32];
 
     for (id = 0; bits && id < num; id++) {
-        if (!bit_get(bits, id)) {
+        if (!slotmem_set_has(bits, id)) {
             continue;
         }
-        for (from = id; id + 1 < num && bit_get(bits, id + 1);) {
+        for (from = id; id + 1 < num && slotmem_set_has(bits, id + 1);) {
             id++;
         }
         apr_snprintf(range, sizeof(range), from == id ? "%s%u" : "%s%u-%u",
@@ -2436,7 +2072,7 @@ static apr_uint64_t *bits_parse(const char *text, unsigned int num,
         }
         bits = bits ? bits : bits_make(num, p);
         for (; first <= last; first++) {
-            bit_set(bits, (unsigned int)first, 1);
+            slotmem_set_put(bits, (unsigned int)first, 1);
         }
         text = *end == ',' ? end + 1 : NULL;
     }
@@ -2997,15 +2633,18 @@ static int legacy_end(legacy_t *g, int good)
     ap_slotmem_instance_t *s = g->s;
 
     if (g->beyond && !legacy_has_configured(g)
-        && !all_zero(g->beyond,
-                     (g->num - s->layout.item_num) * s->layout.item_size)) {
+        && !slotmem_all_zero(g->beyond, (g->num - s->layout.item_num)
+                                            * s->layout.item_size)) {
         g->cut = 1;
     }
     good = good && !g->cut;
     if (good) {
         slotmem_table_hint_all(&s->table);
         if (g->kinds) {
-            search_begin(s, g->has_kinds ? g->kinds : NULL, g->num, g->beyond);
+            claims_make(s);
+            s->search = slotmem_search_begin(
+                &s->table, s->slots, s->layout.item_size, s->claims,
+                g->has_kinds ? g->kinds : NULL, g->num, g->beyond);
         }
         s->header->stored = g->stored;
         s->header->marks[0] = g->marks[0];
@@ -3051,7 +2690,8 @@ static apr_status_t legacy_copy_unguarded(void *ctx)
             memcpy(g->beyond + size * (id - s->layout.item_num),
                    slot_at(g->old, id), size);
         }
-        else if ((used && !clear) || !all_zero(slot_at(g->old, id), size)) {
+        else if ((used && !clear)
+                 || !slotmem_all_zero(slot_at(g->old, id), size)) {
             g->cut = 1;
         }
     }
@@ -3106,7 +2746,7 @@ static void legacy_take(void *ctx, enum slotmem_image_part part,
             memcpy(g->beyond + (off + here - l->slots_len), bytes + here,
                    len - here);
         }
-        else if (!all_zero(bytes + here, len - here)) {
+        else if (!slotmem_all_zero(bytes + here, len - here)) {
             g->cut = 1;
         }
     }
@@ -3183,7 +2823,8 @@ static enum restored file_restore(ap_slotmem_instance_t *s,
         return RESTORE_UNREADABLE;
     }
     for (i = 0; i < n; i++) {
-        one = image_restore(s, source, &list[i]);
+        one = image_is_huge(s, &list[i]) ? RESTORE_NOT_FIT
+                                         : image_restore(s, source, &list[i]);
         if (one == RESTORED || one == RESTORE_UNREADABLE) {
             *rv = errno;
             return one;
@@ -3278,12 +2919,16 @@ static void persist_restore(ap_slotmem_instance_t *s, apr_pool_t *p)
         break;
     case RESTORE_UNREADABLE:
         s->origin = ORIGIN_UNREADABLE;
-        ap_log_error(APLOG_MARK, APLOG_ERR, rv, ap_server_conf,
-                     APLOGNO(02553) "slotmem_shm: %s cannot be read; %s starts "
-                                    "empty, and nothing is stored over the "
-                                    "file, which may be good. Once the cause "
-                                    "is gone, restart: the file is used then",
-                     s->store, s->name);
+        ap_log_error(
+            APLOG_MARK, APLOG_ERR, rv, ap_server_conf,
+            APLOGNO(02553) "slotmem_shm: %s cannot be read; %s starts "
+                           "empty. The file may be good, so it is left "
+                           "alone while this generation runs, and "
+                           "kept under another name when there is "
+                           "something else to store. Once the cause "
+                           "is gone: stop, move it back if need be, "
+                           "start",
+            s->store, s->name);
         break;
     }
 }
@@ -3428,14 +3073,27 @@ static ap_slotmem_instance_t *former_find(const char *name)
 }
 
 /*
- * The heir becomes owner while it runs.  It goes on with what it has; what
+ * There is another marker than at the last look, and it is ours.  A former
+ * heir goes on with what it has; what
  * the other had and it has not is stored, if its memory is still there, and
  * then taken off the system.
  */
-static void runtime_succeed(void)
+static void runtime_succeed(enum runtime_state before)
 {
+    ap_slotmem_instance_t *s;
     apr_hash_index_t *at;
+    struct stat st;
 
+    if (before == RUNTIME_OWNER) {
+        marker_write();
+        return;
+    }
+    /* The files that are there are known, and ours to replace. */
+    for (s = registry->first; s; s = s->next) {
+        if (s->store && lstat(s->store, &st) == 0) {
+            stored_note(s, &st);
+        }
+    }
     orphans_find();
     for (at = apr_hash_first(registry->pool, orphans.by_name); at;
          at = apr_hash_next(at)) {
@@ -3448,6 +3106,7 @@ static void runtime_succeed(void)
     orphans_judge();
     orphans_end(1);
     runtime_sweep(head_is_left);
+    marker_write();
 }
 
 /* The killed run's segment of that name, whatever its memory is worth. */
@@ -3460,20 +3119,18 @@ static orphan_t *orphan_find(const char *name)
 
 static void segment_inherit(ap_slotmem_instance_t *s)
 {
-    const ap_slotmem_instance_t *former = former_find(s->name);
+    ap_slotmem_instance_t *former = former_find(s->name);
     const orphan_t *o = orphan_find(s->name);
     apr_pool_t *p = scratch_pool();
 
     if (s->store && runtime_may_write()) {
         store_sweep(s->store, p);
     }
-    /* What was born empty because its file could not be read gives way to the
-     * file as soon as it can. */
-    if (former && former->origin == ORIGIN_UNREADABLE) {
+    /* What was born empty because its file could not be read, and stayed so,
+     * gives way to the file. */
+    if (former && former->origin == ORIGIN_UNREADABLE && !is_touched(former)
+        && s->store) {
         persist_restore(s, p);
-        if (s->origin == ORIGIN_UNREADABLE) {
-            inherit_memory(s, former, ORIGIN_UNREADABLE);
-        }
     }
     else if (!inherit_memory(s, former, ORIGIN_GENERATION)
              && !inherit_memory(s, o ? o->s : NULL, ORIGIN_MEMORY)
@@ -3481,6 +3138,40 @@ static void segment_inherit(ap_slotmem_instance_t *s)
         persist_restore(s, p);
     }
     apr_pool_destroy(p);
+}
+
+static void search_close(ap_slotmem_instance_t *s)
+{
+    const slotmem_search_end_t end = slotmem_search_end(s->search);
+
+    s->search = NULL;
+    s->prefer_zero = end.leftover;
+    if (end.unseen && s->store && runtime_may_write()) {
+        apr_pool_t *p = scratch_pool();
+
+        store_put_aside(s,
+                        "it holds more slots than the configuration of "
+                        "today has",
+                        "what fits is in use", 0, p);
+        apr_pool_destroy(p);
+    }
+    else if (end.lost) {
+        ap_log_error(
+            APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
+            "slotmem_shm: %s: the configuration of today needs so many of the "
+            "%u slots that %u which were added at run time have no room; what "
+            "they held is gone. A larger growth= of the balancer gives room, "
+            "or name them in the configuration",
+            s->name, s->layout.item_num, end.lost);
+    }
+    if (end.dropped) {
+        ap_log_error(
+            APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
+            "slotmem_shm: %s was stored by httpd's own module, which does not "
+            "note what was added at run time, and the configuration has "
+            "changed: %u slots that it does not name are dropped",
+            s->name, end.dropped);
+    }
 }
 
 /* Every module has configured: what nobody asked for goes, and the list is
@@ -3492,7 +3183,7 @@ static void inheritance_end(void)
 
     for (s = registry->first; s; s = s->next) {
         if (s->search) {
-            search_end(s);
+            search_close(s);
         }
     }
     orphans_end(retained->state == RUNTIME_OWNER);
@@ -3583,7 +3274,7 @@ static void checkpoint_flush_late(store_t *st)
     ap_slotmem_instance_t *s;
 
     for (s = registry->first; s; s = s->next) {
-        if (is_stored(s)) {
+        if (s->store) {
             (void)store_dir(st, s);
             if (!PLATFORM_FLUSHES_SYSTEMS) {
                 int fd = open(s->store,
@@ -3616,7 +3307,7 @@ static apr_uint64_t checkpoint_look(pace_t *pace)
         retained->unflushed = 0;
     }
     for (s = registry->first; s; s = s->next) {
-        if (is_stored(s)) {
+        if (is_stored(s, STORE_CHECKPOINT)) {
             store_segment(&st, s);
         }
     }
@@ -3674,6 +3365,7 @@ static void checkpoint_helper(int pipe)
             apr_socket_close(listener->sd);
         }
     }
+    platform_die_with((pid_t)self.server.pid);
     setpriority(PRIO_PROCESS, 0, 10);
     pace.paid = monotonic_now();
     for (;;) {
@@ -3799,6 +3491,7 @@ static void checkpoint_start(void)
     if (checkpoint_lives()) {
         if (!checkpoint.pool) {
             checkpoint.called_off = 1;
+            checkpoint.count = registry->count; /* nothing to be told anew */
             checkpoint_register();
         }
         return;
@@ -3847,10 +3540,7 @@ static int checkpoint_monitor(apr_pool_t *p, server_rec *server)
     if (runtime_look(&before)) {
         /* Another marker: we have become owner, or somebody has cleared the
          * directory, and with it the files. */
-        if (before != RUNTIME_OWNER) {
-            runtime_succeed();
-        }
-        marker_write();
+        runtime_succeed(before);
         checkpoint_wake(WAKE_ALL);
     }
     if (!runtime_may_write() || checkpoint.count != registry->count) {
@@ -3928,10 +3618,42 @@ static int key_clear(const ap_slotmem_instance_t *s, int *hold)
     return platform_name_clear(s->key, ours, hold);
 }
 
+/*
+ * httpd's own module lists nothing.  When it was killed after restarts, its
+ * objects lie under the names of a later generation.  A new server looks for
+ * them: so many generations, and altogether so many looks as no start notices.
+ */
+#define STOCK_GENERATIONS 32u
+#define STOCK_LOOKS       2000u
+
+static void stock_sweep(const char *name, apr_pool_t *p)
+{
+    unsigned int generation;
+    int hold = -1;
+
+    if (!registry->arrived || retained->state != RUNTIME_OWNER
+        || name_is_absolute(name)
+        || registry->count * STOCK_GENERATIONS > STOCK_LOOKS) {
+        return;
+    }
+    for (generation = 1; generation <= STOCK_GENERATIONS; generation++) {
+        const char *key = name_key(p, name, generation, NULL);
+
+        if (!apr_hash_get(orphans.by_key, key, APR_HASH_KEY_STRING)) {
+            platform_name_clear(key, 0, &hold);
+        }
+        if (hold >= 0) {
+            close(hold);
+        }
+    }
+}
+
 static apr_status_t segment_map_named(ap_slotmem_instance_t *s, apr_pool_t *p)
 {
     apr_status_t rv;
     int hold = -1;
+
+    stock_sweep(s->name, p);
 
     marker_add(s, p);
     rv = memory_make_named(&s->memory, s->layout.total, s->key);
@@ -4120,6 +3842,9 @@ static ap_slotmem_instance_t *segment_keep(const ap_slotmem_instance_t *made)
     s->name = made->name ? apr_pstrdup(p, made->name) : NULL;
     s->key = made->key ? apr_pstrdup(p, made->key) : NULL;
     s->store = made->store ? apr_pstrdup(p, made->store) : NULL;
+    if (s->search) {
+        s->search->table = &s->table; /* it moved with the struct */
+    }
     registry_add(s);
     return s;
 }
@@ -4350,10 +4075,12 @@ static apr_status_t slotmem_dptr(ap_slotmem_instance_t *s, unsigned int id,
         return APR_ENOSHMAVAIL;
     }
     if (id >= s->layout.item_num) {
-        return s->search ? search_show(s, id, mem) : APR_EINVAL;
+        return s->search && slotmem_search_show(s->search, id, mem)
+                   ? APR_SUCCESS
+                   : APR_EINVAL;
     }
     if (s->search) {
-        search_look(s, id);
+        slotmem_search_look(s->search, id);
     }
     *mem = slot_at(s, id);
     return APR_SUCCESS;
@@ -4370,14 +4097,14 @@ static apr_status_t access_check(ap_slotmem_instance_t *s, unsigned int id,
         return APR_EINVAL;
     }
     if (s->search) {
-        search_look(s, id);
+        slotmem_search_look(s->search, id);
     }
     if (!slotmem_table_used(&s->table, id)) {
         if (s->type & AP_SLOTMEM_TYPE_PREGRAB) {
             return APR_NOTFOUND;
         }
         if (s->search) {
-            search_claim(s, id);
+            slotmem_search_claim(s->search, id);
         }
         else {
             slotmem_table_fgrab(&s->table, id);
@@ -4419,7 +4146,9 @@ static apr_status_t slotmem_put(ap_slotmem_instance_t *s, unsigned int id,
 
 static unsigned int slotmem_num_slots(ap_slotmem_instance_t *s)
 {
-    return !s ? 0 : s->search ? search_num_slots(s) : s->layout.item_num;
+    return !s          ? 0
+           : s->search ? slotmem_search_num_slots(s->search)
+                       : s->layout.item_num;
 }
 
 static unsigned int slotmem_num_free_slots(ap_slotmem_instance_t *s)
@@ -4442,7 +4171,7 @@ static apr_status_t slotmem_grab(ap_slotmem_instance_t *s, unsigned int *id)
     if (!s) {
         return APR_ENOSHMAVAIL;
     }
-    done = s->search ? search_grab(s, &found)
+    done = s->search ? slotmem_search_grab(s->search, &found)
                      : (s->prefer_zero && zero_grab(s, &found))
                            || slotmem_table_grab(&s->table, &found);
     if (done) {
@@ -4463,7 +4192,7 @@ static apr_status_t slotmem_fgrab(ap_slotmem_instance_t *s, unsigned int id)
         return APR_ENOSHMAVAIL;
     }
     if (s->search) {
-        if (search_fgrab(s, id) == APR_SUCCESS) {
+        if (slotmem_search_fgrab(s->search, id)) {
             return APR_SUCCESS;
         }
     }
@@ -4950,8 +4679,8 @@ static unsigned int names_remove(void)
     unsigned int kept = 0;
 
     for (s = registry->first; s; s = s->next) {
-        if (s->key && is_stored(s) && retained->state == RUNTIME_OWNER
-            && !s->has_digest) {
+        if (s->key && retained->state == RUNTIME_OWNER && !s->has_digest
+            && is_stored(s, STORE_STOP)) {
             kept++;
         }
         else if (s->key) {
@@ -5005,7 +4734,9 @@ static apr_status_t slotmem_close(void *data)
         const int arriving =
             self.role == ROLE_CONFIGURING && orphans.by_key != NULL;
 
-        (void)runtime_look(&before);
+        if (runtime_look(&before)) {
+            runtime_succeed(before);
+        }
         if (runtime_may_write() && store_is_wanted()) {
             retained->unflushed = !exiting;
             store_all(&st, exiting ? STORE_STOP : STORE_RESTART,

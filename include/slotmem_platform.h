@@ -64,6 +64,7 @@
 #include <sys/shm.h>
 #include <sys/stat.h>
 #ifdef __linux__
+#include <sys/prctl.h>
 #include <sys/sysmacros.h>
 #endif
 #include <sys/time.h>
@@ -261,6 +262,21 @@ static enum platform_process platform_process_birth(pid_t pid, uint64_t *birth)
     return kill(pid, 0) != 0 && errno == ESRCH ? PLATFORM_PROCESS_DEAD
                                                : PLATFORM_PROCESS_UNKNOWN;
 #endif
+}
+
+/*
+ * This process, forked by `parent`, shall not outlive it: not even for as long
+ * as a disk holds it in the kernel, where it sees no pipe end.  Elsewhere than
+ * on Linux the caller has to look by itself.
+ */
+static inline void platform_die_with(pid_t parent)
+{
+#ifdef __linux__
+    prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+#endif
+    if (getppid() != parent) { /* it has ended before that took effect */
+        _exit(0);
+    }
 }
 
 /* ==================== files ==================== */

@@ -198,8 +198,12 @@ def birth(pid):
 
 
 def reap(pid):
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+    """Whether a child of ours is gone with all its threads: its first one may
+    be a zombie while others still hold its listening sockets."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
 
 
 def wait_for(condition, what, limit=None, interval=0.01):
@@ -874,10 +878,8 @@ class Httpd:
             if name.isdigit():
                 stat = process_stat(name)
                 if stat and stat[2] == self.pid:
-                    if stat[0] in "ZX":
-                        if int(name) != self.pid and stat[1] == os.getpid():
-                            reap(int(name))
-                    else:
+                    ours = int(name) != self.pid and stat[1] == os.getpid()
+                    if stat[0] not in "ZX" or (ours and not reap(int(name))):
                         found.append(int(name))
         return found
 

@@ -490,9 +490,9 @@ with open(sys.argv[1], "wb") as file:
 """, path, length, item_size, item_num, kind)
 
 
-# PERSIST and PREGRAB, as ap_slotmem.h has them; and another slot size, and
+# As ap_slotmem.h has them; and another slot size, and
 # the right one with more slots than any machine has memory for.
-PERSIST_PREGRAB = 1 | 8
+PERSIST_PREGRAB = 1 | 4
 GEOMETRIES = {"one slot": (HOLLOW - 41, 1), "many slots": (64, 0xffffffff)}
 
 

@@ -186,7 +186,7 @@ def places(path):
     section, function = os.path.basename(path), ""
     for line in source(path):
         banner = re.match(r"/\* =+ (.*?) =+ \*/", line)
-        if banner:
+        if banner and path.endswith(".c"):
             section = banner[1]
         # The name that stands before the first parenthesis of a line which
         # begins in the first column, or of the next where it was too long.

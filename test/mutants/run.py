@@ -25,13 +25,12 @@ of the form "Key: value":
     Then: the same, several lines if need be: tried if Test did not catch it
 
 For each, a copy of the tree gets the fault, is built, and the tests run.  It
-is an error if a fault does not apply (without fuzz), does not build, or if
-its test is not there; each test must also pass without any fault.
+is an error if a fault does not apply (without fuzz), does not build, if its
+test is not there, or if the test that caught it fails without the fault, too.
 
     MUTANT_JOBS   faults that are tried at the same time (2)
     MUTANT_LIMIT  seconds that one command may take; more is a hang, which
                   counts as caught (900)
-    MUTANT_PLAIN  0: do not run the tests without a fault first
 
 Ends with status 1 if one survived, or on an error.
 """
@@ -48,6 +47,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
@@ -87,16 +87,20 @@ class Mutant:
 # ---------------------------------------------------------------------------
 
 class Tree:
-    def __init__(self, folder):
-        self.folder = folder
+    """A copy of the tree at `origin`, which others may change meanwhile."""
+
+    def __init__(self, folder, origin=TOP):
+        self.folder, self.origin = folder, origin
         os.makedirs(folder)
         for name in NEEDED:
-            origin, copy = os.path.join(TOP, name), os.path.join(folder, name)
+            origin, copy = (os.path.join(top, name)
+                            for top in (self.origin, folder))
             if os.path.isdir(origin):
                 shutil.copytree(origin, copy, ignore=shutil.ignore_patterns(
                     "__pycache__", "mutants"))
             elif os.path.exists(origin):
                 shutil.copy(origin, copy)
+        self.run(["make", "clean"])
         self.build()
 
     def run(self, command):
@@ -119,7 +123,8 @@ class Tree:
     def build(self):
         status, output = self.run(["make", "all"])
         if status != 0:
-            raise Broken("does not build:\n" + output[-2000:])
+            errors = re.findall(r"error: .*", output) or [output[-500:]]
+            raise Broken("does not build: " + errors[0])
 
     def apply(self, mutant):
         with subprocess.Popen(["patch", "-p1", "-F0", "--no-backup-if-mismatch",
@@ -128,12 +133,12 @@ class Tree:
                               stderr=subprocess.STDOUT) as patch:
             output, _ = patch.communicate(mutant.diff)
         if patch.returncode != 0:
-            raise Broken("does not apply:\n" + output)
+            raise Broken("does not apply: " + output.replace("\n", "; "))
 
     def restore(self, mutant):
         for name in mutant.files:
             # A new time, so that make builds it again.
-            shutil.copyfile(os.path.join(TOP, name),
+            shutil.copyfile(os.path.join(self.origin, name),
                             os.path.join(self.folder, name))
 
 
@@ -177,29 +182,31 @@ def chosen():
     return found
 
 
-class Trees:
-    """As many as there are jobs; each is lent to one job at a time."""
+class Plain:
+    """A tree without a fault; each test runs there once, if at all."""
 
     def __init__(self, folder):
-        self._free = queue.Queue()
-        for number in range(JOBS):
-            self._free.put(Tree(os.path.join(folder, str(number))))
+        self.folder = folder
+        self._tree = Tree(folder)
+        self._lock = threading.Lock()
+        self._known = {}
 
-    def lend(self, work, *args):
-        tree = self._free.get()
-        try:
-            return work(tree, *args)
-        finally:
-            self._free.put(tree)
+    def passes(self, test):
+        with self._lock:
+            if test not in self._known:
+                self._known[test] = passes(self._tree, test)
+            return self._known[test]
 
 
-def try_mutant(tree, mutant):
+def try_mutant(tree, plain, mutant):
     """(what became of it, by what)"""
     try:
         tree.apply(mutant)
         tree.build()
         for test in mutant.tests:
             if not passes(tree, test):
+                if not plain.passes(test):
+                    return "ERROR", f"fails without the fault, too: {test}"
                 return "caught", test
         return "SURVIVED", mutant.harm
     except Broken as why:
@@ -208,22 +215,24 @@ def try_mutant(tree, mutant):
         tree.restore(mutant)
 
 
-def try_plain(tree, test):
-    try:
-        return "" if passes(tree, test) else "fails without a mutant: " + test
-    except Broken as why:
-        return str(why)
+def try_all(folder, mutants, say):
+    """{mutant: what became of it}; as many at a time as there are jobs."""
+    plain = Plain(os.path.join(folder, "plain"))
+    free = queue.Queue()
+    for number in range(JOBS):
+        free.put(Tree(os.path.join(folder, str(number)), plain.folder))
 
+    def work(mutant):
+        tree = free.get()
+        try:
+            result = try_mutant(tree, plain, mutant)
+        finally:
+            free.put(tree)
+        say(mutant, result)
+        return result
 
-def in_parallel(trees, work, items, say):
-    """{item: result}"""
     with concurrent.futures.ThreadPoolExecutor(JOBS) as pool:
-        jobs = {pool.submit(trees.lend, work, item): item for item in items}
-        found = {}
-        for job in concurrent.futures.as_completed(jobs):
-            found[jobs[job]] = job.result()
-            say(jobs[job], job.result())
-    return found
+        return dict(zip(mutants, pool.map(work, mutants)))
 
 
 def main():
@@ -231,27 +240,17 @@ def main():
     with tempfile.TemporaryDirectory(prefix="slotmem-mutants-",
                                      dir="/tmp") as folder:
         os.chmod(folder, 0o755)
-        trees = Trees(folder)
-        plain = {}
-        if os.environ.get("MUTANT_PLAIN") != "0":
-            tests = dict.fromkeys(test for mutant in mutants
-                                  for test in mutant.tests)
-            plain = in_parallel(trees, try_plain, tests, lambda test, why:
-                                why and print(why, flush=True))
-        results = in_parallel(
-            trees, try_mutant, mutants, lambda mutant, result: print(
-                f"{mutant.name:44} {result[0]:9} {result[1]}", flush=True))
+        results = try_all(folder, mutants, lambda mutant, result: print(
+            f"{mutant.name:44} {result[0]:9} {result[1]}", flush=True))
     counts = {kind: [mutant.name for mutant in mutants
                      if results[mutant][0] == kind]
               for kind in ("caught", "SURVIVED", "ERROR")}
-    wrong = [why for why in plain.values() if why]
     print(f"\nmutants: {len(counts['caught'])} of {len(mutants)} caught, "
-          f"{len(counts['SURVIVED'])} survived, {len(counts['ERROR'])} errors; "
-          f"{len(wrong)} of {len(plain)} tests fail without a mutant")
+          f"{len(counts['SURVIVED'])} survived, {len(counts['ERROR'])} errors")
     for kind in "SURVIVED", "ERROR":
         for name in counts[kind]:
             print(f"  {kind:9} {name}")
-    return 0 if len(counts["caught"]) == len(mutants) and not wrong else 1
+    return 0 if len(counts["caught"]) == len(mutants) else 1
 
 
 if __name__ == "__main__":

@@ -332,9 +332,16 @@ administrator() {
     with_the_servers_upgrade
     while_it_is_stopped
     after_a_kill
+    quiet_log
     with_apache2_gone
-    ! grep -E 'slotmem_shm:(warn|error|crit|alert|emerg)' \
-        "$root/var/log/apache2/error.log" || die "that was in the server's log"
+}
+
+# The server's log, which goes with apache2.
+quiet_log() {
+    local log=$root/var/log/apache2/error.log
+    grep -q 'resuming normal operations' "$log" || die "no log of the server"
+    ! grep -E 'slotmem_shm:(warn|error|crit|alert|emerg)' "$log" ||
+        die "that was in the server's log"
 }
 
 nothing_left() {
