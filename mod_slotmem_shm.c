@@ -178,7 +178,8 @@ static apr_status_t layout_make(layout_t *l, apr_size_t item_size,
     l->slots_len = item_size * item_num;
     l->locks_off = table + slotmem_table_size(item_num);
     l->slots_off = l->locks_off + slotmem_locks_size(item_num);
-    if (l->slots_len > limit - l->slots_off - 2 * SLOTMEM_SHM_SLACK) {
+    if (l->slots_len
+        > limit - l->slots_off - (apr_size_t)2 * SLOTMEM_SHM_SLACK) {
         return APR_EINVAL;
     }
     l->total =
@@ -365,7 +366,8 @@ static int hex_bytes(const char *text, void *to, apr_size_t len)
         if (digit < 0) {
             return 0;
         }
-        bytes[i / 2] = (unsigned char)(bytes[i / 2] << 4 | digit);
+        bytes[i / 2] =
+            (unsigned char)(i % 2 ? bytes[i / 2] << 4 | digit : digit);
     }
     return 1;
 }
@@ -796,7 +798,7 @@ static int header_fits(const struct slotmem_shm_header *h, apr_uint64_t len,
 static apr_status_t segment_open(ap_slotmem_instance_t *s, const char *key,
                                  const unsigned char *run)
 {
-    struct slotmem_shm_header head;
+    struct slotmem_shm_header head = { 0 };
     platform_object_t o;
     apr_status_t rv = platform_object_open(&o, key, geteuid());
 
@@ -1297,8 +1299,8 @@ static int file_is_good(const ap_slotmem_instance_t *s, const char *path,
 {
     slotmem_image_source_t source = { -1, NULL, 0 };
     slotmem_image_t image[SLOTMEM_IMAGE_MAX];
-    apr_os_file_t fd;
-    apr_file_t *file;
+    apr_os_file_t fd = -1;
+    apr_file_t *file = NULL;
     struct stat st;
     apr_status_t rv = stored_open(&file, path, &st, p);
     int found;
@@ -1751,7 +1753,7 @@ static apr_status_t store_begin(store_t *st, enum store_mode mode)
 
     memset(st, 0, sizeof(*st));
     st->mode = mode;
-    st->sink.buffer = malloc(2 * SINK_SIZE);
+    st->sink.buffer = malloc((apr_size_t)2 * SINK_SIZE);
     if (!st->sink.buffer) {
         return APR_ENOMEM;
     }
@@ -2346,7 +2348,7 @@ static int runtime_look(enum runtime_state *before)
         runtime_begin(path);
     }
     if (retained->marker >= 0
-        && (!marker_is_named(retained->marker, path, &st)
+        && (!path || !marker_is_named(retained->marker, path, &st)
             || !marker_is_private(&st)
             || marker_lock(retained->marker, &holder) != APR_SUCCESS)) {
         marker_close(); /* somebody has removed or replaced it */
@@ -2623,7 +2625,7 @@ static int legacy_begin(legacy_t *g, ap_slotmem_instance_t *s,
 
 static int legacy_has_configured(const legacy_t *g)
 {
-    return g->has_kinds
+    return g->has_kinds && g->kinds
            && memchr(g->kinds, SLOTMEM_SHM_KIND_CONFIGURED, g->num) != NULL;
 }
 
@@ -2839,8 +2841,8 @@ static enum restored persist_restore_once(ap_slotmem_instance_t *s,
 {
     slotmem_image_source_t source = { -1, NULL, 0 };
     enum restored result;
-    apr_os_file_t fd;
-    apr_file_t *file;
+    apr_os_file_t fd = -1;
+    apr_file_t *file = NULL;
     struct stat st;
 
     *rv = stored_open(&file, s->store, &st, p);
@@ -3128,13 +3130,11 @@ static void segment_inherit(ap_slotmem_instance_t *s)
     }
     /* What was born empty because its file could not be read, and stayed so,
      * gives way to the file. */
-    if (former && former->origin == ORIGIN_UNREADABLE && !is_touched(former)
-        && s->store) {
-        persist_restore(s, p);
+    if (former && former->origin == ORIGIN_UNREADABLE && !is_touched(former)) {
+        former = NULL;
     }
-    else if (!inherit_memory(s, former, ORIGIN_GENERATION)
-             && !inherit_memory(s, o ? o->s : NULL, ORIGIN_MEMORY)
-             && s->store) {
+    if (!inherit_memory(s, former, ORIGIN_GENERATION)
+        && !inherit_memory(s, o ? o->s : NULL, ORIGIN_MEMORY) && s->store) {
         persist_restore(s, p);
     }
     apr_pool_destroy(p);
@@ -3593,7 +3593,9 @@ static void log_create_failed(apr_status_t rv, const ap_slotmem_instance_t *s,
                  APLOGNO(02611) "create: shared memory %s of %" APR_SIZE_T_FMT
                                 " bytes cannot be had%s%s",
                  s->key ? s->key : "without a name", s->layout.total, then,
-                 s->key ? platform_shm_advice(rv) : "");
+                 !s->key                    ? ""
+                 : APR_STATUS_IS_EEXIST(rv) ? platform_shm_where()
+                                            : platform_shm_advice(rv));
 }
 
 /*
@@ -3679,8 +3681,7 @@ static apr_status_t segment_map_parent(ap_slotmem_instance_t *s, apr_pool_t *p)
                 ? ": the name is in use and not by this server. The segment "
                   "is made without a name: it works as ever, but its memory "
                   "will not outlive a kill of the server. If no other server "
-                  "uses it, find the object by its owner and age, and remove "
-                  "it. "
+                  "uses it, remove the object, known by its owner and age, "
                 : ". The segment is made without a name: it works as ever, "
                   "but its memory will not outlive a kill of the server. ");
         s->key = NULL;

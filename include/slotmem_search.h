@@ -174,7 +174,7 @@ static inline void slotmem_spare_drop(slotmem_search_t *s, unsigned int i)
 static inline void slotmem_search_free(slotmem_search_t *s)
 {
     while (s->spares_num) {
-        slotmem_spare_drop(s, 0);
+        free(s->spares[--s->spares_num].content);
     }
     free(s->spares);
     free(s->kind);
@@ -209,7 +209,10 @@ slotmem_search_begin(slotmem_table_t *table, char *slots, size_t item_size,
     s->claims = claims;
     s->shown = num;
     s->same_size = stored_num == num;
-    for (id = 0; id < stored_num; id++) {
+    for (id = 0; kinds && id < stored_num; id++) {
+        configured += kinds[id] == SLOTMEM_SHM_KIND_CONFIGURED;
+    }
+    for (id = 0; id < stored_num && (id < num || beyond); id++) {
         const char *content = id < num ? slotmem_search_slot(s, id)
                                        : beyond + item_size * (id - num);
         unsigned char kind = !kinds ? SLOTMEM_KIND_UNKNOWN
@@ -217,8 +220,7 @@ slotmem_search_begin(slotmem_table_t *table, char *slots, size_t item_size,
                                  ? SLOTMEM_SHM_KIND_RUNTIME
                                  : SLOTMEM_SHM_KIND_CONFIGURED;
 
-        configured += kinds && kinds[id] == SLOTMEM_SHM_KIND_CONFIGURED;
-        if ((id >= num && !beyond) || slotmem_all_zero(content, item_size)) {
+        if (slotmem_all_zero(content, item_size)) {
             continue;
         }
         held++;
