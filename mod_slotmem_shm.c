@@ -3590,9 +3590,9 @@ static void log_create_failed(apr_status_t rv, const ap_slotmem_instance_t *s,
                               const char *then)
 {
     ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
-                 APLOGNO(02611) "create: shared memory %s of %" APR_SIZE_T_FMT
-                                " bytes cannot be had%s%s",
-                 s->key ? s->key : "without a name", s->layout.total, then,
+                 APLOGNO(02611) "create: apr_shm_create(%s) of %" APR_SIZE_T_FMT
+                                " bytes failed%s%s",
+                 s->key ? s->key : "", s->layout.total, then,
                  !s->key                    ? ""
                  : APR_STATUS_IS_EEXIST(rv) ? platform_shm_where()
                                             : platform_shm_advice(rv));
@@ -4654,7 +4654,9 @@ static void status_log(apr_pool_t *p)
         kept = apr_psprintf(p, "%d of them kept in files: %s", t.stored,
                             origins_text(p, &t));
     }
-    ap_log_error(APLOG_MARK, t.from[ORIGIN_MEMORY] ? APLOG_NOTICE : APLOG_INFO,
+    ap_log_error(APLOG_MARK,
+                 t.from[ORIGIN_MEMORY] && runtime_may_write() ? APLOG_NOTICE
+                                                              : APLOG_INFO,
                  0, ap_server_conf, "slotmem_shm: %d segment%s, %s", t.segments,
                  t.segments == 1 ? "" : "s", kept);
 }

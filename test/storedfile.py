@@ -21,6 +21,7 @@ purpose.
 import hashlib
 import os
 import struct
+import sys
 
 import httpd as harness
 
@@ -55,7 +56,11 @@ class Stored:
 
     def __init__(self, path):
         with open(path, "rb") as file:
-            self.raw = raw = file.read()
+            raw = file.read()
+        # What follows the image says whose the slots were.
+        if raw[-8:] == b"slotkind":
+            raw = raw[:len(raw) - int.from_bytes(raw[-16:-8], sys.byteorder)]
+        self.raw = raw
         if len(raw) < 40:
             raise ValueError(f"{path}: {len(raw)} bytes")
         self.size, self.num, self.type = harness.file_descriptor().unpack(
