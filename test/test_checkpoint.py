@@ -212,8 +212,11 @@ def test_file_that_has_it_already_is_not_written(fast):
     wait_stored(server, b"text")
     names = "seg", "other"
     wait_looks(server, 1)
+    began, looked = time.monotonic(), looks(server)
     before = {n: storedfile.identity(server.persist_path(n)) for n in names}
     wait_looks(server, 3)
+    # One a second, else it took a processor for itself.
+    assert looks(server) - looked <= time.monotonic() - began + 2
     assert before == {n: storedfile.identity(server.persist_path(n))
                       for n in names}
     put(server, b"more")
@@ -274,6 +277,18 @@ def test_helper_keeps_no_listener_and_is_nice(fast):
         assert int(file.read().rpartition(")")[2].split()[16]) >= 10
     server.faults.go()
     wait_stored(server, b"text")
+
+
+def test_helper_heeds_no_signal_for_the_group(fast):
+    """What the MPM or a terminal sends to all processes of the server."""
+    server = fast()
+    pid = wait_helper(server)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT,
+                   signal.SIGUSR1, signal.SIGWINCH, signal.SIGPIPE):
+        os.kill(pid, number)
+        put(server, number.name.encode())
+        wait_stored(server, number.name.encode())
+    assert helpers(server) == [pid]
 
 
 def test_helper_killed_in_the_middle_harms_nothing(fast):
@@ -498,6 +513,24 @@ def test_checkpoint_on_a_disk_that_fails(fast):
         wait_stored(server, b"new")
 
 
+def test_what_a_restart_stored_is_flushed_after_it(fast):
+    """No restart waits for a disk; but a power cut an hour later must find
+    what it stored, though nothing has changed since."""
+    server = fast(faults=True)
+    put(server, b"text")
+    wait_stored(server, b"text")
+    wait_looks(server, 1)
+    server.faults.arm(0, "none", "any", "fsync,fdatasync,syncfs")
+    for step in server.graceful, server.restart:
+        step()
+        wait_looks(server, 1)
+        flushed = {os.path.realpath(path)
+                   for _, path in server.faults.disarm()}
+        assert os.path.realpath(server.run_dir) in flushed
+        server.faults.arm(0, "none", "any", "fsync,fdatasync,syncfs")
+    server.faults.disarm()
+
+
 def test_checkpoints_go_on_after_restarts(fast, mpm):
     """Each generation has its helper."""
     server = fast(mpm=mpm)
@@ -509,3 +542,43 @@ def test_checkpoints_go_on_after_restarts(fast, mpm):
         wait_stored(server, b"y")
     server.stop()
     check_clean(server)
+
+
+# ---------------------------------------------------------------------------
+# What a stop leaves on the disk
+# ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_every_file_is_flushed_before_it_takes_its_place(fast, count):
+    """Else a power cut leaves files of zeros under the names of good ones.
+
+    Few files are flushed one by one, many with their file systems, of which
+    there are two here; then each directory, for the names."""
+    conf = "Mutex sem\nPidFile ${ROOT}/logs/httpd.pid\n" + "".join(
+        f"SlotmemTestCreate in{i} 64 4 persist\n"
+        f"SlotmemTestCreate ${{ROOT}}/shm/out{i} 64 4 persist out{i}\n"
+        for i in range(count))
+    server = fast(conf, faults=True, start=False)
+    folders = [os.path.realpath(path) for path
+               in (server.run_dir, server.shm_dir)]
+    server.env["FAULTS_PREFIX"] += ":" + ":".join(folders)
+    server.start()
+    wait_looks(server, 1)
+    os.kill(wait_helper(server), signal.SIGSTOP)    # the stop has it all
+    for i in range(count):
+        put(server, b"text", f"in{i}")
+        put(server, b"text", f"out{i}")
+    server.faults.arm(0, "none", "leader",
+                      "rename,fsync,fdatasync,syncfs")
+    server.stop()
+    flushed, systems, renamed = set(), set(), []
+    for call, path in server.faults.disarm():
+        if call == "rename":
+            assert (path + ".new" in flushed
+                    or os.path.dirname(path) in systems), path
+            renamed.append(path)
+        else:
+            (systems if call == "syncfs" else flushed).add(path)
+            # Of the directory: for the names that it has by now.
+            renamed = [one for one in renamed if os.path.dirname(one) != path]
+    assert renamed == [] and bool(systems) == (count == 40)

@@ -30,6 +30,7 @@ import pytest
 
 import httpd as harness
 import shim
+import storedfile
 from rundir import in_file, put, text_of, wait_stored
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
@@ -158,6 +159,26 @@ def test_slow_flushes_delay_the_next_one_by_minutes_at_most(httpd, flushes,
     for number in range(flushes):
         disk.slow_flush(b"slow %d" % number)
     assert disk.seconds_until_stored(b"after") < most
+
+
+@needs_root
+def test_much_that_changes_is_written_less_often(httpd):
+    """32 MB that change all the time would wear a disk out at one a second.
+
+    What is beyond five minutes' worth of 64 KiB a second is waited for: three
+    minutes, of which this asks for one and a half."""
+    speed = 20
+    server = httpd(CONF + "SlotmemTestCreate big 1048576 32 persist",
+                   start=False, shm_size="100m")
+    shim.Clock(server, speed)
+    server.start()
+    path = server.persist_path("big")
+    harness.wait_for(lambda: os.path.exists(path), "the first checkpoint")
+    before, began = storedfile.identity(path), time.monotonic()
+    put(server, b"text", "big")
+    harness.wait_for(lambda: storedfile.identity(path) != before,
+                     "the second checkpoint", limit=90)
+    assert (time.monotonic() - began) * speed > 90
 
 
 @needs_root

@@ -26,11 +26,16 @@ static apr_uint64_t mine(apr_uint64_t seen)
     return slotmem_lock_mine(&k, seen);
 }
 
+static enum process_state state_of(pid_t pid, unsigned int birth)
+{
+    slotmem_process_t process = { (apr_uint32_t)pid, birth };
+
+    return process_state(process);
+}
+
 static enum process_state process_state_of(apr_uint64_t word)
 {
-    slotmem_process_t owner = slotmem_lock_owner(word);
-
-    return process_state((pid_t)owner.pid, owner.birth);
+    return process_state(slotmem_lock_owner(word));
 }
 
 static int is_uniform(const unsigned char *bytes, apr_size_t len)
@@ -865,11 +870,11 @@ static void test_whether_a_process_lives(void **state)
 
     (void)state;
     assert_true(birth != BIRTH_UNKNOWN && birth <= SLOTMEM_LOCK_BIRTH_MASK);
-    assert_int_equal(process_state(getpid(), birth), PROCESS_ALIVE);
-    assert_int_equal(process_state(getpid(), BIRTH_UNKNOWN), PROCESS_ALIVE);
-    assert_int_equal(process_state(getpid(), birth ^ 1), PROCESS_GONE);
-    assert_int_equal(process_state(0, birth), PROCESS_GONE);
-    assert_int_equal(process_state(-1, birth), PROCESS_GONE);
+    assert_int_equal(state_of(getpid(), birth), PROCESS_ALIVE);
+    assert_int_equal(state_of(getpid(), BIRTH_UNKNOWN), PROCESS_ALIVE);
+    assert_int_equal(state_of(getpid(), birth ^ 1), PROCESS_GONE);
+    assert_int_equal(state_of(0, birth), PROCESS_GONE);
+    assert_int_equal(state_of(-1, birth), PROCESS_GONE);
 
     /* A name made to be misread. */
     assert_int_equal(prctl(PR_SET_NAME, "a) Z 1 1 (b) Z"), 0);
@@ -879,10 +884,10 @@ static void test_whether_a_process_lives(void **state)
     pid = child_start(die_during_get, &d);
     wait_for_state(pid, 'Z');
     assert_int_equal(process_birth(pid), BIRTH_NONE);
-    assert_int_equal(process_state(pid, 1), PROCESS_GONE);
+    assert_int_equal(state_of(pid, 1), PROCESS_GONE);
     child_reap(pid);
-    assert_int_equal(process_birth(pid), BIRTH_UNKNOWN);
-    assert_int_equal(process_state(pid, 1), PROCESS_GONE);
+    assert_int_equal(process_birth(pid), BIRTH_NONE);
+    assert_int_equal(state_of(pid, 1), PROCESS_GONE);
     segment_free(d.s);
 }
 
