@@ -12,6 +12,7 @@
 APXS       ?= apxs
 CC         ?= cc
 CLANG      ?= clang
+CLANG_TIDY ?= clang-tidy
 PYTHON     ?= /usr/bin/python3
 # Tests wait more than they work.
 JOBS       ?= 4
@@ -40,19 +41,28 @@ install: $(MODULE)
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo 'make lint       warnings of gcc and clang, cppcheck, clang-format'
+	@echo 'make lint       warnings and analyzers of gcc and clang, clang-tidy, cppcheck, clang-format'
 	@echo 'make unit       table, locks and layout outside httpd, sanitizers, valgrind'
 	@echo 'make model      the spin models, and their mutations'
-	@echo 'make fuzz       libFuzzer over restore and headers (FUZZ_SECONDS)'
+	@echo 'make fuzz       libFuzzer over restore, headers and what is carried over (FUZZ_SECONDS)'
 	@echo 'make test       the tests in a live httpd alone (PYTEST_ARGS)'
+	@echo 'make test-under-load    two runs of test side by side, busy loops beside them (LOAD_ROUNDS)'
+	@echo 'make coverage   lines and branches that the tests run, by section'
+	@echo 'make mutants    faults put into the module, each to be caught (MUTANTS, MUTANT_JOBS)'
 	@echo 'make soak       processes that are killed, as long as one wants (SOAK_SECONDS)'
 	@echo 'make hostile    children that overwrite everything (HOSTILE_SECONDS)'
+	@echo 'make members    random edits of a balancer, restarts and kills (SEEDS, FIRST)'
 	@echo 'make torture    balancer under ab: restarts and kills, lost of how many'
 	@echo 'make bench      ours and stock side by side; bench-plot, bench-scale'
 	@echo 'make callgrind  instructions of the hot calls against the kept table'
 	@echo 'make screenshot the status page for the README'
 	@echo 'make check-intree   build and test inside an httpd source tree'
 	@echo 'make portability    compilers, standards, word sizes, other APR builds'
+	@echo 'make platforms  the tests on other systems and processors (SYSTEMS)'
+	@echo 'make deb        a Debian package in build/deb'
+	@echo 'make check-deb  install, upgrade, remove, purge it in a root of its own'
+	@echo "make manual     the page for httpd's manual against httpd's DTD"
+	@echo 'make rpm        an RPM for Fedora and RHEL in build/rpm'
 	@echo 'make format     clang-format the C sources'
 	@echo 'make clean'
 
@@ -86,8 +96,11 @@ lint:
 	    '-DAPR_UINT64_T_FMT="lu"' '-DAPR_TIME_T_FMT="ld"' -DATOMIC_LLONG_LOCK_FREE=2 \
 	    -DAPR_HAS_FORK=1 -DAPR_HAS_SHARED_MEMORY=1 -DAPR_HAS_THREADS=1 \
 	    -Iinclude mod_slotmem_shm.c
+	$(CC) -std=gnu11 -O2 -fanalyzer -Werror $(FLAGS) -S -o /dev/null mod_slotmem_shm.c
+	$(CLANG_TIDY) --quiet mod_slotmem_shm.c include/*.h -- -x c -std=gnu11 $(FLAGS)
 	clang-format --dry-run -Werror $(C_SOURCES)
-	for script in .ci/run $$(find test -name '*.sh'); do bash -n $$script || exit 1; done
+	sh test/manual/check.sh --if-it-can-be-had
+	for script in .ci/run $$(find test packaging -name '*.sh'); do bash -n $$script || exit 1; done
 
 unit:
 	bash test/unit/run.sh
@@ -98,17 +111,35 @@ model:
 fuzz:
 	bash test/fuzz/run.sh
 	bash test/fuzz/run-header.sh
+	bash test/fuzz/run-carry.sh
 
 test: $(MODULE)
 	$(PYTEST) -n $(JOBS) --dist loadfile test $(PYTEST_ARGS)
 
 # -- longer runs --
 
+test-under-load: $(MODULE)
+	$(PYTHON) -B test/under_load.py
+
+mutants:
+	$(PYTHON) -B test/mutants/run.py
+
+coverage: $(MODULE)
+	JOBS=$(JOBS) $(PYTHON) -B test/coverage/coverage.py
+
 soak: $(MODULE)
 	$(PYTHON) -B test/soak.py
 
 hostile: $(MODULE)
 	$(PYTHON) -B test/hostile.py
+
+SEEDS ?= 1000
+FIRST ?= 0
+members: $(MODULE)
+	MEMBERS_SEEDS=$(SEEDS) MEMBERS_FIRST=$(FIRST) \
+	    $(PYTHON) -B test/members_random.py
+	MEMBERS_SEEDS=$(SEEDS) MEMBERS_FIRST=$(FIRST) \
+	    $(PYTHON) -B test/members_random.py --stock
 
 torture: $(MODULE)
 	$(PYTHON) -B test/torture.py
@@ -134,6 +165,21 @@ check-intree:
 portability:
 	bash test/portability/run.sh
 
+platforms:
+	$(PYTHON) -B test/platforms/run.py $(SYSTEMS)
+
+manual: deps-manual
+	sh test/manual/check.sh
+
+deb: deps-deb
+	@sh packaging/make-deb.sh build/deb
+
+check-deb: deps-check-deb
+	bash test/packaging/run.sh
+
+rpm: deps-rpm
+	@bash packaging/make-rpm.sh build/rpm
+
 format:
 	clang-format -i $(C_SOURCES)
 
@@ -141,6 +187,7 @@ clean:
 	rm -rf .libs build mod_slotmem_shm.la mod_slotmem_shm.lo \
 	    mod_slotmem_shm.slo mod_slotmem_shm.o
 
-.PHONY: all install help demo check lint unit model fuzz test soak hostile \
-        torture bench bench-plot bench-scale callgrind screenshot \
-        check-intree portability format clean
+.PHONY: all install help demo check lint unit model fuzz test test-under-load \
+        coverage mutants soak hostile members torture bench bench-plot \
+        bench-scale callgrind screenshot check-intree portability platforms \
+        manual deb check-deb rpm format clean

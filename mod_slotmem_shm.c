@@ -20,42 +20,67 @@
  * A segment is an array of fixed-size slots that every process of the server
  * sees.  Its memory (include/mod_slotmem_shm.h has it to the byte):
  *
- *     +--------+---------------+--------------+-------------------+-------+
- *     | header | in-use table  | slot locks   | slot 0, 1, 2, ... | slack |
- *     +--------+---------------+--------------+-------------------+-------+
- *                slotmem_table.h slotmem_locks.h  item_size apart  64 bytes
+ *     +--------+-----------+------------+-------------------+----------+
+ *     | header | table:    | locks:     | slot 0, 1, 2, ... | slack    |
+ *     |        | in use    | put, get   | item_size apart   | 64 bytes |
+ *     +--------+-----------+------------+-------------------+----------+
  *
- * Control words lie before the slots because one published consumer writes
- * an int past its last slot: that lands in the slack and hurts nobody.
+ * Table and locks are lock-free, know nothing of httpd, and are argued in
+ * slotmem_table.h and slotmem_locks.h.  They lie before the slots because one
+ * published consumer writes an int past its last slot: that lands in the
+ * slack and hurts nobody.
  *
- * A stored file (a PERSIST segment, at stop, restart and every checkpoint):
+ * A stored file (a PERSIST segment, at stop, restart and every checkpoint;
+ * slotmem_image.h reads it):
  *
- *     +-----------+--------+---------------+-----+------------------------+
- *     | free: 8 B | slots  | 1 byte a slot | MD5 | item_size, _num, type  |
- *     +-----------+--------+---------------+-----+------------------------+
+ *     +---------+-------+---------------+-----+--------------------+-------+
+ *     | free: 8 | slots | 1 byte a slot | MD5 | item_size,num,type | whose |
+ *     +---------+-------+---------------+-----+--------------------+-------+
  *
  * The rule of trust.  The parent is root, its children are not, and they can
  * write every word of a segment.  So geometry, type, names and paths live in
  * private memory (ap_slotmem_instance_t, inherited by fork), and nothing read
  * from shared memory chooses an address, a length, a path, or how long the
- * parent waits.  An index made from shared bits is masked to the geometry
- * before it is used.  test/shared-words.md lists every shared word and what
- * happens when it holds anything at all.
+ * parent waits.  test/shared-words.md lists every shared word and what
+ * happens when it holds anything at all; and every open, map, stat, kill.
  *
  * The rule of locks.  grab, release, fgrab, dptr, doall and the counts take
- * none.  put takes the seqlock of its slot; get takes nothing.  The registry
+ * none.  put takes the lock of its slot; get takes nothing.  The registry
  * lock (threads of one process) comes before the global mutex (processes),
  * and a slot lock is never waited for under either.  The parent never waits
  * without bound for anything that a child can hold.
+ *
+ * The rule of state.  A PERSIST segment passes from life to life: over a
+ * restart through memory, after a kill through named memory, after a stop or
+ * a power cut through its file.  One function fills a fresh segment from any
+ * of them ("inheritance"), and the runtime directory has one state that says
+ * what may be written ("runtime directory").
+ *
+ * Sections, each using only those above it:
+ *
+ *     layout              what lies where in a segment
+ *     names               keys, stored files
+ *     processes           who we are, who lives, the global mutex
+ *     guard               reading memory that may be gone
+ *     memory              shared memory objects: made, opened, removed
+ *     registry            the segments of this process
+ *     slot claims         whose slots are whose, while the parent configures
+ *     store               the image, and the files that hold it
+ *     runtime directory   owner, heir, unlisted; the marker
+ *     inheritance         what a fresh segment begins with
+ *     checkpoint          the process that stores while the server runs
+ *     provider calls      what ap_slotmem.h promises
+ *     status              what an administrator sees
+ *     hooks               when all this happens
  */
 
 #include "apr.h"
-#include "apr_escape.h"
 #include "apr_file_info.h"
 #include "apr_file_io.h"
 #include "apr_general.h"
 #include "apr_global_mutex.h"
 #include "apr_hash.h"
+#include "apr_lib.h"
 #include "apr_md5.h"
 #include "apr_optional_hooks.h"
 #include "apr_shm.h"
@@ -82,10 +107,14 @@
 #include "mod_status.h"
 #include "mpm_common.h"
 #include "scoreboard.h"
+#include "unixd.h"
 #include "util_mutex.h"
 
 #include "mod_slotmem_shm.h"
+#include "slotmem_image.h"
 #include "slotmem_locks.h"
+#include "slotmem_platform.h"
+#include "slotmem_search.h"
 #include "slotmem_table.h"
 
 #if !APR_HAS_FORK || !APR_HAS_SHARED_MEMORY
@@ -96,19 +125,17 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#ifdef __linux__
-#include <sys/prctl.h>
-#endif
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 module AP_MODULE_DECLARE_DATA slotmem_shm_module;
@@ -151,7 +178,8 @@ static apr_status_t layout_make(layout_t *l, apr_size_t item_size,
     l->slots_len = item_size * item_num;
     l->locks_off = table + slotmem_table_size(item_num);
     l->slots_off = l->locks_off + slotmem_locks_size(item_num);
-    if (l->slots_len > limit - l->slots_off - 2 * SLOTMEM_SHM_SLACK) {
+    if (l->slots_len
+        > limit - l->slots_off - (apr_size_t)2 * SLOTMEM_SHM_SLACK) {
         return APR_EINVAL;
     }
     l->total =
@@ -163,16 +191,32 @@ static apr_status_t layout_make(layout_t *l, apr_size_t item_size,
 enum origin {
     ORIGIN_NOTHING,
     ORIGIN_FILE,
-    ORIGIN_MEMORY,
-    ORIGIN_BAD_FILE, /* with nothing, though there is a file */
+    ORIGIN_GENERATION, /* the memory of the generation before this one  */
+    ORIGIN_MEMORY,     /* the memory of a run that was killed, or that
+                          still holds the directory                     */
+    ORIGIN_BAD_FILE,   /* nothing, though there was a file              */
+    ORIGIN_UNREADABLE, /* nothing, and its file is left alone           */
     ORIGIN_PROCESS,
     ORIGINS
 };
 
-static const char *const origin_text[ORIGINS] = { "nothing", "stored file",
-                                                  "memory of a killed run",
-                                                  "nothing (file put aside)",
-                                                  "another process" };
+static const char *const origin_text[ORIGINS] = {
+    "nothing",
+    "stored file",
+    "memory of the former generation",
+    "memory of a killed run",
+    "nothing (file put aside)",
+    "nothing (file cannot be read)",
+    "another process"
+};
+
+/* Mapped memory, and how to be rid of it. */
+typedef struct {
+    void *base;     /* where a header may begin; NULL: none              */
+    apr_size_t len; /* bytes from there on                               */
+    apr_shm_t *shm; /* of anonymous memory; NULL: it is an object's      */
+    enum platform_shm kind;
+} memory_t;
 
 /* A segment as one process sees it.  Everything here is private; a pointer
  * into shared memory is one to the header or to the slots, or in one of the
@@ -184,43 +228,32 @@ struct ap_slotmem_instance_t {
     slotmem_table_t table;             /* which slots are in use */
     slotmem_locks_t locks;             /* put against get        */
     struct slotmem_shm_header *header; /* shared                 */
+    memory_t memory;
 
-    const char *name;  /* as given by the caller; NULL: anonymous */
-    const char *key;   /* of the shared memory; NULL: anonymous   */
-    const char *store; /* stored file; NULL: none                 */
-    apr_pool_t *pool;  /* holds this struct and the mapping       */
-    apr_shm_t *shm;
-    enum origin origin; /* what it began with, for people          */
+    const char *name;   /* as given by the caller; NULL: anonymous       */
+    const char *key;    /* of the shared memory; NULL: anonymous         */
+    const char *store;  /* stored file; NULL: none                       */
+    enum origin origin; /* what it began with                            */
+    int by_run;         /* the key bears the run's identity, see name_key */
+
+    apr_uint64_t *claims;     /* of the configuration: 1 bit a slot, or NULL  */
+    slotmem_search_t *search; /* NULL: nothing left to be found          */
+    int prefer_zero;          /* a free slot may hold what somebody looks for */
+    int was_short;            /* somebody was told that it has fewer slots   */
+
     unsigned char digest[APR_MD5_DIGESTSIZE];
-    int has_digest;                  /* the file bears this digest            */
-    _Atomic unsigned int grown_left; /* so many unwritten slots go first   */
-    ap_slotmem_instance_t *next;     /* in order of creation                  */
+    int has_digest; /* the stored file bears this digest                 */
+    ap_slotmem_instance_t *next; /* in order of creation                 */
 };
 
-/* Bytes to ask of APR: the header begins at a multiple of 64, and APR hands
- * out memory that begins 8 bytes into a page. */
-static apr_size_t layout_request(const layout_t *l)
-{
-    return l->total + SLOTMEM_SHM_ALIGN;
-}
+static const slotmem_locks_env_t locks_env; /* see "processes" */
 
-static struct slotmem_shm_header *header_at(void *base)
-{
-    apr_size_t past = (apr_uintptr_t)base % SLOTMEM_SHM_ALIGN;
-
-    return (
-        struct slotmem_shm_header *)((char *)base
-                                     + (past ? SLOTMEM_SHM_ALIGN - past : 0));
-}
-
-static const slotmem_locks_env_t locks_env; /* see "slot locks" */
-
-/* Lays an instance whose layout is made over mapped memory. */
-static void segment_lay(ap_slotmem_instance_t *s, void *base)
+/* Lays an instance whose layout is made over its memory. */
+static void segment_lay(ap_slotmem_instance_t *s)
 {
     char *start;
 
-    s->header = header_at(base);
+    s->header = s->memory.base;
     start = (char *)s->header;
     s->slots = start + s->layout.slots_off;
     slotmem_table_lay(&s->table, s->layout.item_num,
@@ -228,6 +261,17 @@ static void segment_lay(ap_slotmem_instance_t *s, void *base)
     slotmem_locks_lay(&s->locks, s->layout.item_num, s->layout.item_size,
                       (slotmem_word_t *)(void *)(start + s->layout.locks_off),
                       (slotmem_byte_t *)s->slots, &locks_env);
+}
+
+static char *slot_at(const ap_slotmem_instance_t *s, unsigned int id)
+{
+    return s->slots + s->layout.item_size * id;
+}
+
+static apr_uint64_t *bits_make(unsigned int item_num, apr_pool_t *p)
+{
+    return apr_pcalloc(p, (slotmem_words_for(item_num) + 1)
+                              * sizeof(apr_uint64_t));
 }
 
 /* ==================== names ==================== */
@@ -250,15 +294,19 @@ static unsigned int mpm_generation(void)
     return (unsigned int)generation;
 }
 
-/* The key of the shared memory; NULL when the name makes no path. */
+/* The key of the shared memory; NULL when the name makes no path.  `run`, if
+ * given, is made part of it: somebody else has the plain one. */
 static const char *name_key(apr_pool_t *p, const char *name,
-                            unsigned int generation)
+                            unsigned int generation, const char *run)
 {
+    const char *mark = run ? "." : "", *id = run ? run : "";
+
     if (name_is_absolute(name)) {
-        return apr_pstrdup(p, name);
+        return apr_pstrcat(p, name, mark, id, NULL);
     }
-    return ap_runtime_dir_relative(
-        p, apr_psprintf(p, "slotmem-shm-%s_%x.shm", name, generation));
+    return ap_runtime_dir_relative(p,
+                                   apr_psprintf(p, "slotmem-shm-%s_%x%s%s.shm",
+                                                name, generation, mark, id));
 }
 
 static int path_is_too_long(const char *path)
@@ -284,6 +332,46 @@ static const char *name_store(apr_pool_t *p, const char *name)
     return path_is_too_long(path) ? NULL : path;
 }
 
+/* Bytes as hexadecimal digits. */
+static const char *hex_text(apr_pool_t *p, const void *from, apr_size_t len)
+{
+    static const char digits[] = "0123456789abcdef";
+    const unsigned char *bytes = from;
+    char *text = apr_palloc(p, 2 * len + 1);
+    apr_size_t i;
+
+    for (i = 0; i < len; i++) {
+        text[2 * i] = digits[bytes[i] >> 4];
+        text[2 * i + 1] = digits[bytes[i] & 15];
+    }
+    text[2 * len] = '\0';
+    return text;
+}
+
+/* And back.  0 unless the text is just such digits for `len` bytes. */
+static int hex_bytes(const char *text, void *to, apr_size_t len)
+{
+    unsigned char *bytes = to;
+    apr_size_t i;
+
+    if (!text || strlen(text) != 2 * len) {
+        return 0;
+    }
+    for (i = 0; i < 2 * len; i++) {
+        int c = (unsigned char)text[i];
+        int digit = c >= '0' && c <= '9'   ? c - '0'
+                    : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                                           : -1;
+
+        if (digit < 0) {
+            return 0;
+        }
+        bytes[i / 2] =
+            (unsigned char)(i % 2 ? bytes[i / 2] << 4 | digit : digit);
+    }
+    return 1;
+}
+
 /*
  * A path in the directory of `path`, for a file that will replace it or that
  * keeps what it held.  A name that would grow past NAME_MAX gives way to its
@@ -300,150 +388,104 @@ static const char *name_beside(apr_pool_t *p, const char *path,
         return apr_pstrcat(p, path, suffix, NULL);
     }
     apr_md5(digest, file, strlen(file));
-    return apr_pstrcat(
-        p, apr_pstrmemdup(p, path, (apr_size_t)(file - path)), "slotmem-shm-",
-        apr_pescape_hex(p, digest, sizeof(digest), 0), suffix, NULL);
+    return apr_pstrcat(p, apr_pstrmemdup(p, path, (apr_size_t)(file - path)),
+                       "slotmem-shm-", hex_text(p, digest, sizeof(digest)),
+                       suffix, NULL);
 }
 
-/* ==================== segments that have grown ==================== */
-
-static int all_zero(const unsigned char *bytes, apr_size_t len)
+static const char *name_directory(apr_pool_t *p, const char *path)
 {
-    return len == 0
-           || (bytes[0] == 0 && memcmp(bytes, bytes + 1, len - 1) == 0);
+    const char *slash = ap_strrchr_c(path, '/');
+
+    return !slash ? "."
+           : slash == path
+               ? "/"
+               : apr_pstrmemdup(p, path, (apr_size_t)(slash - path));
 }
 
-/*
- * A CLEARINUSE segment comes back with every slot free and its content in
- * place, for its owners to find and to claim with fgrab.  When it has grown,
- * there are new owners as well, and mod_proxy_balancer grabs for a new one
- * before it has looked for the old ones that stand after it in the
- * configuration.  So as many slots as it has grown by are given away first
- * from those that nobody ever wrote to: else one member more would push out
- * the first one, that one the second, and all state was lost.  The lowest of
- * them, so that nothing is cut off when the segment shrinks again.
- */
-static void grown_note(ap_slotmem_instance_t *s, unsigned int stored_num)
-{
-    if ((s->type & AP_SLOTMEM_TYPE_CLEARINUSE)
-        && stored_num < s->layout.item_num) {
-        atomic_store_explicit(&s->grown_left, s->layout.item_num - stored_num,
-                              memory_order_relaxed);
-    }
-}
-
-static int grown_grab(ap_slotmem_instance_t *s, unsigned int *id)
-{
-    unsigned int left =
-        atomic_load_explicit(&s->grown_left, memory_order_relaxed);
-    unsigned int i;
-
-    if (left == 0) {
-        return 0;
-    }
-    atomic_store_explicit(&s->grown_left, left - 1, memory_order_relaxed);
-    for (i = 0; i < s->layout.item_num; i++) {
-        const char *slot = s->slots + (apr_size_t)i * s->layout.item_size;
-
-        if (!slotmem_table_used(&s->table, i)
-            && all_zero((const unsigned char *)slot, s->layout.item_size)
-            && slotmem_table_fgrab(&s->table, i)) {
-            *id = i;
-            return 1;
-        }
-    }
-    return 0;
-}
-
-/* ==================== processes and the global mutex ==================== */
+/* ==================== processes ==================== */
 
 #define MUTEX_TYPE "slotmem-shm"
 #define MUTEX_WAIT apr_time_from_sec(1)
 
-/* What this process knows of itself.  Private, hence inherited by fork and
- * set again in child_init. */
+/* What this process is to the module. */
+enum role {
+    ROLE_CONFIGURING, /* the parent, until every module has configured    */
+    ROLE_PARENT,      /* the parent, while the server runs; httpd -X too  */
+    ROLE_CHILD
+};
+
+/* What this process knows of itself.  Private, hence inherited by fork. */
 static struct {
-    pid_t pid;
-    slotmem_process_t process; /* as the slot locks note it            */
-    int is_child;              /* forked by the parent, not the parent */
-    apr_global_mutex_t *mutex; /* NULL until post_config               */
+    slotmem_process_t process; /* set anew after every fork             */
+    slotmem_process_t server;  /* the parent                            */
+    enum role role;
+    apr_global_mutex_t *mutex; /* NULL until every module has configured,
+                                  and where none could be had            */
 } self;
 
 enum process_state { PROCESS_GONE, PROCESS_ALIVE };
 
 /*
- * When process `pid` began, folded to 15 bits, so that a number which the
- * kernel has handed to somebody else is not taken for the one that died.
- * BIRTH_UNKNOWN where it cannot be told; the pid alone then has to do.
+ * When process `pid` began, folded to the bits that a lock has for it, so that
+ * a number which the kernel has handed to somebody else is not taken for the
+ * one that died.  BIRTH_UNKNOWN where the system does not tell; the number
+ * alone then has to do.
  */
 #define BIRTH_UNKNOWN 0u
-#define BIRTH_NONE                                                             \
-    (SLOTMEM_LOCK_BIRTH_MASK + 1) /* a zombie: dead, not yet reaped */
+#define BIRTH_NONE    (SLOTMEM_LOCK_BIRTH_MASK + 1) /* dead */
 
 static unsigned int process_birth(pid_t pid)
 {
-#ifdef __linux__
-    char path[64], text[512], *at;
+    apr_uint64_t began = 0;
     unsigned int birth;
-    ssize_t len;
-    int fd, field;
 
-    apr_snprintf(path, sizeof(path), "/proc/%ld/stat", (long)pid);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
-        return BIRTH_UNKNOWN;
-    }
-    len = read(fd, text, sizeof(text) - 1);
-    close(fd);
-    if (len <= 0) {
-        return BIRTH_UNKNOWN;
-    }
-    text[len] = '\0';
-
-    /* "pid (name) state ...": the name may hold anything, so the fields are
-     * counted from its closing parenthesis; proc(5): 3 is the state, 22 the
-     * time of the start. */
-    at = strrchr(text, ')');
-    if (!at || at[1] != ' ') {
-        return BIRTH_UNKNOWN;
-    }
-    if (at[2] == 'Z' || at[2] == 'X') {
+    switch (platform_process_birth(pid, &began)) {
+    case PLATFORM_PROCESS_DEAD:
         return BIRTH_NONE;
+    case PLATFORM_PROCESS_BEGAN:
+        birth = (unsigned int)began & SLOTMEM_LOCK_BIRTH_MASK;
+        return birth == BIRTH_UNKNOWN ? 1 : birth;
+    case PLATFORM_PROCESS_UNKNOWN:
+        break;
     }
-    for (field = 2; field < 22 && at; field++) {
-        at = strchr(at + 1, ' ');
-    }
-    if (!at) {
-        return BIRTH_UNKNOWN;
-    }
-    birth = (unsigned int)apr_strtoi64(at, NULL, 10) & SLOTMEM_LOCK_BIRTH_MASK;
-    return birth == BIRTH_UNKNOWN ? 1 : birth;
-#else
-    (void)pid;
     return BIRTH_UNKNOWN;
-#endif
 }
 
+/* Of this process, after every fork: a forked grandchild (mpm-itk has them)
+ * that writes a slot must not do so in its parent's name. */
 static void process_note_self(void)
 {
-    self.pid = getpid();
-    self.process.pid = (apr_uint32_t)self.pid;
-    self.process.birth = process_birth(self.pid);
+    pid_t pid = getpid();
+
+    self.process.pid = (apr_uint32_t)pid;
+    self.process.birth = process_birth(pid);
 }
 
 /* `pid` and `birth` may be any numbers: they come from shared memory. */
-static enum process_state process_state(pid_t pid, unsigned int birth)
+static enum process_state process_state(slotmem_process_t process)
 {
+    pid_t pid = (pid_t)process.pid;
     unsigned int now;
 
     if (pid <= 0 || (kill(pid, 0) != 0 && errno == ESRCH)) {
         return PROCESS_GONE;
     }
     now = process_birth(pid);
-    if (now == BIRTH_UNKNOWN || birth == BIRTH_UNKNOWN) {
+    if (now == BIRTH_UNKNOWN || process.birth == BIRTH_UNKNOWN) {
         return PROCESS_ALIVE;
     }
-    return now == birth ? PROCESS_ALIVE : PROCESS_GONE;
+    return now == process.birth ? PROCESS_ALIVE : PROCESS_GONE;
+}
+
+/* Microseconds that no change of the wall clock touches. */
+static apr_uint64_t monotonic_now(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (apr_uint64_t)now.tv_sec * 1000000u
+           + (apr_uint64_t)now.tv_nsec / 1000u + 1;
 }
 
 /*
@@ -453,7 +495,7 @@ static enum process_state process_state(pid_t pid, unsigned int birth)
  */
 static apr_status_t mutex_lock(void)
 {
-    apr_time_t end = apr_time_now() + MUTEX_WAIT;
+    apr_uint64_t end = monotonic_now() + MUTEX_WAIT;
     apr_status_t rv;
 
     if (!self.mutex) {
@@ -463,7 +505,7 @@ static apr_status_t mutex_lock(void)
         if (!APR_STATUS_IS_EBUSY(rv)) {
             return rv;
         }
-        if (apr_time_now() > end) {
+        if (monotonic_now() > end) {
             return APR_TIMEUP;
         }
         apr_sleep(1000);
@@ -478,23 +520,12 @@ static void mutex_unlock(void)
     }
 }
 
-/* ==================== slot locks ==================== */
-
 /* What slotmem_locks.h wants to know of the world, and what its answers are
  * in this module's words. */
 
 static int locks_lives(slotmem_process_t process)
 {
-    return process_state((pid_t)process.pid, process.birth) == PROCESS_ALIVE;
-}
-
-static apr_uint64_t locks_now(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (apr_uint64_t)now.tv_sec * 1000000u
-           + (apr_uint64_t)now.tv_nsec / 1000u + 1;
+    return process_state(process) == PROCESS_ALIVE;
 }
 
 static void locks_nap(unsigned int microseconds)
@@ -522,7 +553,7 @@ static void locks_died(const slotmem_locks_t *k, slotmem_process_t process,
 }
 
 static const slotmem_locks_env_t locks_env = { &self.process, locks_lives,
-                                               locks_now, locks_nap,
+                                               monotonic_now, locks_nap,
                                                locks_died };
 
 static apr_status_t locks_status(slotmem_locks_result_t result)
@@ -539,25 +570,13 @@ static apr_status_t locks_status(slotmem_locks_result_t result)
     return APR_TIMEUP;
 }
 
-static char *slot_at(const ap_slotmem_instance_t *s, unsigned int id)
-{
-    return s->slots + s->layout.item_size * id;
-}
-
-/* ==================== segments ==================== */
+/* ==================== guard ==================== */
 
 /*
- * Memory that is promised is not memory that is there.  Up to APR 1.7.6 at
- * least, apr_shm_create() and apr_shm_attach() use what mmap() gave without
- * looking whether it gave anything, and write the first page of an object
- * whose file system may have no page left: SIGSEGV and SIGBUS, in the root
- * parent.  So APR's calls, and whatever first touches a page, run under a
- * guard that turns both signals into an error.
- *
- * Nor does memory stay.  A child can give pages of a segment back to the
+ * Memory does not stay.  A child can give pages of a segment back to the
  * system (madvise with MADV_REMOVE) and use up what there is, and then even
  * to read one is a SIGBUS.  So whatever the parent reads of memory that
- * children have had, it reads under the guard.
+ * children have had, it reads under a guard that makes an error of it.
  *
  * Only the thread that asked is caught; a fault of any other goes where it
  * would have gone.
@@ -577,8 +596,7 @@ static void guard_handler(int signum)
 }
 
 /* Runs fn(ctx); APR_ENOMEM if it touched memory that is not there.  Called
- * with the registry lock held, or by the only thread of the parent, so one
- * at a time in a process. */
+ * by the only thread of the parent or of its helper. */
 static apr_status_t guarded(apr_status_t (*fn)(void *ctx), void *ctx)
 {
     struct sigaction action;
@@ -604,120 +622,17 @@ static apr_status_t guarded(apr_status_t (*fn)(void *ctx), void *ctx)
     return rv;
 }
 
-/*
- * Makes sure that every page of the memory is there, now.  The kernel does
- * it in one call since Linux 5.14 and answers an error where a touch would
- * be a SIGBUS; elsewhere each page is touched, under the guard.
- */
-static apr_status_t memory_back(void *base, apr_size_t len)
-{
-    const apr_size_t page = (apr_size_t)sysconf(_SC_PAGESIZE);
-    char *start = (char *)((apr_uintptr_t)base & ~(apr_uintptr_t)(page - 1));
-    char *end = (char *)base + len;
-    char *at;
-
-#ifdef MADV_POPULATE_WRITE
-    if (madvise(start, (apr_size_t)(end - start), MADV_POPULATE_WRITE) == 0) {
-        return APR_SUCCESS;
-    }
-    if (errno != EINVAL) {
-        return errno == EFAULT || errno == EHWPOISON ? APR_ENOMEM : errno;
-    }
-#endif
-    for (at = start; at < end; at += page) {
-        volatile char *byte = at < (char *)base ? base : at;
-        char held = *byte;
-        *byte = held;
-    }
-    return APR_SUCCESS;
-}
-
-/* What guarded() is to do, and what came of it. */
-typedef struct {
-    apr_shm_t *shm;
-    apr_size_t size; /* bytes, all of them backed; to attach, 0: find out */
-    const char *key;
-    apr_pool_t *pool;
-} memory_t;
-
-static apr_status_t memory_create_unguarded(void *ctx)
-{
-    memory_t *m = ctx;
-    apr_status_t rv = apr_shm_create(&m->shm, m->size, m->key, m->pool);
-
-    if (rv == APR_SUCCESS) {
-        rv = memory_back(apr_shm_baseaddr_get(m->shm), m->size);
-    }
-    return rv;
-}
-
-static apr_status_t memory_attach_unguarded(void *ctx)
-{
-    memory_t *m = ctx;
-    apr_status_t rv = apr_shm_attach(&m->shm, m->key, m->pool);
-    apr_size_t size;
-    char *base;
-
-    if (rv != APR_SUCCESS) {
-        return rv;
-    }
-    /* APR has the size from the first word of the object, which is anyone's
-     * to write, and takes 8 from it: of a 7 it makes the largest size there
-     * is, over a mapping of one page.  What counts in the end is whether the
-     * pages are there, and no more of them than are asked for, since they are
-     * made if need be.  An address in the first page is what APR makes of a
-     * mapping that failed. */
-    base = apr_shm_baseaddr_get(m->shm);
-    size = apr_shm_size_get(m->shm);
-    if (size > ~(apr_size_t)0 / 2 || size < m->size
-        || (apr_uintptr_t)base < 4096) {
-        return APR_EINVAL;
-    }
-    m->size = m->size ? m->size : size;
-    return memory_back(base, m->size);
-}
+/* ==================== memory ==================== */
 
 /*
- * Shared memory of m->size bytes under m->key, or anonymous.  Older APR makes
- * POSIX objects readable by all, and secrets of AJP members lie in them, so
- * the mask keeps them 0600 from the first instant.  (The mask is the whole
- * process's: another thread that creates a file just now gets a more private
- * one.)  On error nothing stays.
+ * Named memory is an object under the name and in the form that APR gives it
+ * (slotmem_platform.h), so httpd's own module and any program on APR find it.
+ * apr_shm_create() and apr_shm_attach() are not asked to make or open it: the
+ * one makes objects that all may read, and uses a mapping without looking
+ * whether there is one; the other opens whatever lies under the name, for
+ * ever if that is a pipe, and believes the size that the object says of
+ * itself.  Memory without a name is APR's.
  */
-static apr_status_t memory_create(memory_t *m)
-{
-    mode_t mask = umask(0177);
-    apr_status_t rv;
-
-    m->shm = NULL;
-    rv = guarded(memory_create_unguarded, m);
-    umask(mask);
-    if (rv == APR_SUCCESS) {
-        return rv;
-    }
-    if (m->shm) {
-        apr_shm_destroy(m->shm);
-        m->shm = NULL;
-    }
-    else if (m->key && rv == APR_ENOMEM) {
-        /* APR made the object and fell over its first page. */
-        apr_shm_remove(m->key, m->pool);
-    }
-    return rv;
-}
-
-static apr_status_t memory_attach(memory_t *m)
-{
-    apr_status_t rv;
-
-    m->shm = NULL;
-    rv = guarded(memory_attach_unguarded, m);
-    if (rv != APR_SUCCESS && m->shm
-        && (apr_uintptr_t)apr_shm_baseaddr_get(m->shm) >= 4096) {
-        apr_shm_detach(m->shm);
-    }
-    return rv;
-}
 
 static int memory_exceeds_machine(apr_size_t size)
 {
@@ -730,12 +645,114 @@ static int memory_exceeds_machine(apr_size_t size)
     return pages > 0 && page > 0 && size / (apr_size_t)page > (apr_size_t)pages;
 }
 
+static void memory_unmap(memory_t *m)
+{
+    if (m->shm) {
+        apr_shm_destroy(m->shm);
+    }
+    else if (m->base) {
+        platform_unmap(m->kind, m->base, m->len);
+    }
+    m->base = NULL;
+    m->shm = NULL;
+}
+
+/* What guarded() is to do, and what came of it. */
+typedef struct {
+    memory_t *m;
+    apr_size_t len;
+    apr_pool_t *pool;
+} make_t;
+
+/* APR writes the first page of what mmap() gave, if it gave anything. */
+static apr_status_t memory_anonymous_unguarded(void *ctx)
+{
+    make_t *make = ctx;
+    apr_status_t rv = apr_shm_create(
+        &make->m->shm, make->len + SLOTMEM_SHM_ALIGN, NULL, make->pool);
+    apr_uintptr_t base;
+
+    if (rv != APR_SUCCESS) {
+        make->m->shm = NULL;
+        return rv;
+    }
+    base = (apr_uintptr_t)apr_shm_baseaddr_get(make->m->shm);
+    make->m->base = (void *)slotmem_part_end(base);
+    make->m->len = make->len;
+    return APR_SUCCESS;
+}
+
+/* Memory without a name, for this process and those it forks. */
+static apr_status_t memory_make_anonymous(memory_t *m, apr_size_t len,
+                                          apr_pool_t *p)
+{
+    make_t make = { m, len, p };
+    apr_status_t rv;
+
+    memset(m, 0, sizeof(*m));
+    rv = guarded(memory_anonymous_unguarded, &make);
+#ifdef MADV_POPULATE_WRITE
+    /* Each page is there now, or this says why not.  Older kernels do not
+     * know the call (EINVAL), and no limit but the machine's holds there. */
+    if (rv == APR_SUCCESS) {
+        const apr_uintptr_t page = (apr_uintptr_t)sysconf(_SC_PAGESIZE);
+        char *start = (char *)((apr_uintptr_t)m->base & ~(page - 1));
+
+        if (madvise(start, (apr_size_t)((char *)m->base + len - start),
+                    MADV_POPULATE_WRITE)
+                != 0
+            && errno != EINVAL) {
+            rv = errno == EFAULT || errno == EHWPOISON ? APR_ENOMEM : errno;
+            memory_unmap(m);
+        }
+    }
+#endif
+    return rv;
+}
+
+static apr_status_t memory_map(memory_t *m, const platform_object_t *o)
+{
+    memset(m, 0, sizeof(*m));
+    m->kind = o->kind;
+    return platform_object_map(o, &m->base, &m->len);
+}
+
+/* APR_EEXIST: the name is taken. */
+static apr_status_t memory_make_named(memory_t *m, apr_size_t len,
+                                      const char *key)
+{
+    platform_object_t o;
+    apr_status_t rv = platform_object_make(&o, key, len);
+
+    if (rv != APR_SUCCESS) {
+        return rv;
+    }
+    rv = memory_map(m, &o);
+    if (rv != APR_SUCCESS) {
+        platform_object_remove(&o, key);
+    }
+    platform_object_close(&o);
+    return rv;
+}
+
+/* Takes the name of an object that this process or its former self made off
+ * the system.  Mappings stay. */
+static void object_remove(const char *key)
+{
+    platform_object_t o;
+
+    if (platform_object_open(&o, key, geteuid()) == 0) {
+        platform_object_remove(&o, key);
+        platform_object_close(&o);
+    }
+}
+
 /* A fresh segment's header; the magic, by segment_publish, makes it count. */
-static void segment_format(ap_slotmem_instance_t *s, const unsigned char *run)
+static void segment_format(ap_slotmem_instance_t *s, const unsigned char *run,
+                           const unsigned char *directory)
 {
     struct slotmem_shm_header *h = s->header;
 
-    memset(h, 0, sizeof(*h));
     h->version = SLOTMEM_SHM_VERSION;
     h->type = s->type;
     h->item_size = s->layout.item_size;
@@ -743,105 +760,113 @@ static void segment_format(ap_slotmem_instance_t *s, const unsigned char *run)
     h->slots_offset = s->layout.slots_off;
     h->total_size = s->layout.total;
     h->generation = mpm_generation();
-    h->pid = (apr_uint64_t)self.pid;
+    h->pid = self.server.pid;
+    h->birth = self.server.birth;
     memcpy(h->run, run, sizeof(h->run));
+    memcpy(h->directory, directory, sizeof(h->directory));
 }
 
 /* Release: who finds the magic, after a kill or in another child, finds all
- * that was restored before it.  Pairs with the acquire in header_check. */
+ * that was restored before it.  Pairs with the acquire in segment_open. */
 static void segment_publish(ap_slotmem_instance_t *s)
 {
     atomic_store_explicit((slotmem_word_t *)(void *)&s->header->magic,
                           SLOTMEM_SHM_MAGIC, memory_order_release);
 }
 
-/*
- * Is this the header of a segment of the run that it should be?  Nothing of
- * it is believed further than that: `size` is what is really mapped from the
- * header on.  Fills in `l` from a private copy of the geometry.
- */
-static apr_status_t header_check(struct slotmem_shm_header *h, apr_size_t size,
-                                 const unsigned char *run, layout_t *l,
-                                 ap_slotmem_type_t *type)
+/* Does the header, read and private, describe a segment of that run that
+ * takes just `len` bytes?  Fills in the layout that it describes. */
+static int header_fits(const struct slotmem_shm_header *h, apr_uint64_t len,
+                       const unsigned char *run, layout_t *l)
 {
-    struct slotmem_shm_header copy;
+    return h->magic == SLOTMEM_SHM_MAGIC && h->version == SLOTMEM_SHM_VERSION
+           && memcmp(h->run, run, sizeof(h->run)) == 0
+           && h->item_num <= APR_UINT32_MAX && h->item_size <= ~(apr_size_t)0
+           && layout_make(l, (apr_size_t)h->item_size,
+                          (unsigned int)h->item_num)
+                  == APR_SUCCESS
+           && l->slots_off == h->slots_offset && l->total == h->total_size
+           && l->total == len;
+}
 
-    if (size < sizeof(copy)
-        || atomic_load_explicit((slotmem_word_t *)(void *)&h->magic,
-                                memory_order_acquire)
-               != SLOTMEM_SHM_MAGIC) {
-        return APR_EINVAL;
+/*
+ * Lays `s` over the object of that key which a process of this user and of
+ * that run has made.  Nothing is mapped before all of that is known, and its
+ * pages are there, since its maker saw to that.  APR_EINCOMPLETE: it is being
+ * made just now.  Any other error: what lies there is something else.
+ */
+static apr_status_t segment_open(ap_slotmem_instance_t *s, const char *key,
+                                 const unsigned char *run)
+{
+    struct slotmem_shm_header head = { 0 };
+    platform_object_t o;
+    apr_status_t rv = platform_object_open(&o, key, geteuid());
+
+    if (rv != APR_SUCCESS) {
+        return rv;
     }
-    memcpy(&copy, h, sizeof(copy));
-    if (copy.version != SLOTMEM_SHM_VERSION
-        || memcmp(copy.run, run, sizeof(copy.run)) != 0
-        || copy.item_num > APR_UINT32_MAX || copy.item_size > ~(apr_size_t)0
-        || layout_make(l, (apr_size_t)copy.item_size,
-                       (unsigned int)copy.item_num)
-               != APR_SUCCESS
-        || l->slots_off != copy.slots_offset || l->total != copy.total_size
-        || l->total > size) {
-        return APR_EINVAL;
+    rv = platform_object_read(&o, o.header, &head, sizeof(head));
+    if (rv == APR_SUCCESS
+        && !header_fits(&head, o.size - o.header, run, &s->layout)) {
+        rv = head.magic == 0 ? APR_EINCOMPLETE : APR_EACCES;
     }
-    *type = copy.type;
-    return APR_SUCCESS;
+    if (rv == APR_SUCCESS) {
+        rv = memory_map(&s->memory, &o);
+    }
+    platform_object_close(&o);
+    if (rv == APR_SUCCESS) {
+        s->type = head.type;
+        segment_lay(s);
+        /* Pairs with segment_publish. */
+        atomic_thread_fence(memory_order_acquire);
+    }
+    return rv;
 }
 
 /* ==================== registry ==================== */
 
 /*
  * The segments of this process, by the name the caller gave.  The parent
- * fills it in post_config and its children inherit it, so a segment made
+ * fills it while it configures and its children inherit it, so a segment made
  * before they were forked is there in each of them.  It lives in a pool of
  * its own, with its own allocator, touched only under the lock, and without
- * a parent: it is destroyed by a cleanup registered in pre_config, hence after
- * those of every consumer that may still look at its slots.
+ * a parent: it ends in a cleanup registered in pre_config, hence after those
+ * of every consumer that may still look at its slots.
  */
-static struct {
-    apr_pool_t *pool; /* NULL: configuration has not begun     */
+typedef struct {
+    apr_pool_t *pool;
     apr_hash_t *by_name;
     ap_slotmem_instance_t *first, *last;
+    unsigned int count;
+    int config;  /* which configuration of the process, AP_SQ_CONFIG_GEN */
+    int by_run;  /* keys of this generation bear the run's identity   */
+    int arrived; /* the first generation of this server               */
 #if APR_HAS_THREADS
     apr_thread_mutex_t *lock;
 #endif
-    int claimed;  /* runtime_claim has been called       */
-    int isolated; /* another httpd owns the directory    */
-} registry;
+} registry_t;
 
-/* What outlives a restart, which unloads this module and loads it again. */
-typedef struct {
-    apr_file_t *marker; /* open and locked: the run is on       */
-    char marker_path[APR_PATH_MAX];
-    pid_t pid; /* that locked it                       */
-    unsigned char run[SLOTMEM_SHM_RUN_LEN];
-    apr_time_t checkpoint_due;
-    int unmarked;     /* a generation ran without a marker    */
-    apr_proc_t stuck; /* a helper that a restart had to leave */
-} retained_t;
-
-#define RETAINED_KEY "mod_slotmem_shm"
-
-static retained_t *retained;
+static registry_t *registry; /* NULL: configuration has not begun */
 
 static void registry_lock(void)
 {
 #if APR_HAS_THREADS
-    apr_thread_mutex_lock(registry.lock);
+    apr_thread_mutex_lock(registry->lock);
 #endif
 }
 
 static void registry_unlock(void)
 {
 #if APR_HAS_THREADS
-    apr_thread_mutex_unlock(registry.lock);
+    apr_thread_mutex_unlock(registry->lock);
 #endif
 }
 
 static apr_status_t registry_lock_make(void)
 {
 #if APR_HAS_THREADS
-    return apr_thread_mutex_create(&registry.lock, APR_THREAD_MUTEX_DEFAULT,
-                                   registry.pool);
+    return apr_thread_mutex_create(&registry->lock, APR_THREAD_MUTEX_DEFAULT,
+                                   registry->pool);
 #else
     return APR_SUCCESS;
 #endif
@@ -850,41 +875,124 @@ static apr_status_t registry_lock_make(void)
 static apr_status_t registry_open(void)
 {
     apr_allocator_t *allocator;
-    apr_status_t rv;
+    apr_pool_t *pool;
+    apr_status_t rv = apr_allocator_create(&allocator);
 
-    memset(&registry, 0, sizeof(registry));
-    rv = apr_allocator_create(&allocator);
     if (rv != APR_SUCCESS) {
         return rv;
     }
-    rv = apr_pool_create_unmanaged_ex(&registry.pool, NULL, allocator);
+    rv = apr_pool_create_unmanaged_ex(&pool, NULL, allocator);
     if (rv != APR_SUCCESS) {
         apr_allocator_destroy(allocator);
         return rv;
     }
-    apr_allocator_owner_set(allocator, registry.pool);
-    apr_pool_tag(registry.pool, "slotmem_shm");
-    registry.by_name = apr_hash_make(registry.pool);
+    apr_allocator_owner_set(allocator, pool);
+    apr_pool_tag(pool, "slotmem_shm");
+    registry = apr_pcalloc(pool, sizeof(*registry));
+    registry->pool = pool;
+    registry->by_name = apr_hash_make(pool);
+    registry->config = ap_state_query(AP_SQ_CONFIG_GEN);
     return registry_lock_make();
 }
 
-static ap_slotmem_instance_t *registry_find(const char *name)
+/* Ends a registry, this generation's or the one before. */
+static void registry_close(registry_t *r)
 {
-    return apr_hash_get(registry.by_name, name, APR_HASH_KEY_STRING);
+    ap_slotmem_instance_t *s;
+
+    for (s = r->first; s; s = s->next) {
+        memory_unmap(&s->memory);
+    }
+    apr_pool_destroy(r->pool);
+}
+
+static ap_slotmem_instance_t *registry_find(const registry_t *r,
+                                            const char *name)
+{
+    return apr_hash_get(r->by_name, name, APR_HASH_KEY_STRING);
 }
 
 static void registry_add(ap_slotmem_instance_t *s)
 {
     if (s->name) {
-        apr_hash_set(registry.by_name, s->name, APR_HASH_KEY_STRING, s);
+        apr_hash_set(registry->by_name, s->name, APR_HASH_KEY_STRING, s);
     }
-    if (registry.last) {
-        registry.last->next = s;
+    if (registry->last) {
+        registry->last->next = s;
     }
     else {
-        registry.first = s;
+        registry->first = s;
     }
-    registry.last = s;
+    registry->last = s;
+    registry->count++;
+}
+
+/* A child that asks in vain, again and again, must not fill the registry's
+ * pool: what a call needs for itself is in a pool of its own. */
+static apr_pool_t *scratch_pool(void)
+{
+    apr_pool_t *p = NULL;
+
+    apr_pool_create(&p, registry->pool);
+    return p;
+}
+
+/* ==================== slot claims ==================== */
+
+/*
+ * Which slots the configuration has, in the parent's private memory, so that
+ * nothing a child writes makes a slot one of the configuration's.  Why, and
+ * what an inherited segment looks like until every module has configured, is
+ * in slotmem_search.h.
+ */
+
+static int claims_matter(const ap_slotmem_instance_t *s)
+{
+    const ap_slotmem_type_t both =
+        AP_SLOTMEM_TYPE_PERSIST | AP_SLOTMEM_TYPE_CLEARINUSE;
+
+    return s->name && (s->type & both) == both && s->layout.item_num;
+}
+
+static void claims_make(ap_slotmem_instance_t *s)
+{
+    if (!s->claims) {
+        s->claims = bits_make(s->layout.item_num, registry->pool);
+    }
+}
+
+static void claim_note(ap_slotmem_instance_t *s, unsigned int id, int on)
+{
+    if (self.role == ROLE_CONFIGURING && claims_matter(s)) {
+        claims_make(s);
+        slotmem_set_put(s->claims, id, on);
+    }
+}
+
+/* What slot `id` of a segment holds, for the next life: `used` is its table. */
+static unsigned char slot_kind(const ap_slotmem_instance_t *s, unsigned int id,
+                               int used)
+{
+    return slotmem_set_has(s->claims, id) ? SLOTMEM_SHM_KIND_CONFIGURED
+           : used                         ? SLOTMEM_SHM_KIND_RUNTIME
+                                          : SLOTMEM_SHM_KIND_NONE;
+}
+
+/* The lowest free slot that holds nothing: so long as there is one, nobody
+ * gets a slot whose content somebody may still look for. */
+static int zero_grab(ap_slotmem_instance_t *s, unsigned int *id)
+{
+    unsigned int i;
+
+    for (i = 0; i < s->layout.item_num; i++) {
+        if (!slotmem_table_used(&s->table, i)
+            && slotmem_all_zero(slot_at(s, i), s->layout.item_size)
+            && slotmem_table_fgrab(&s->table, i)) {
+            *id = i;
+            return 1;
+        }
+    }
+    return 0;
 }
 
 /* ==================== store ==================== */
@@ -909,12 +1017,13 @@ typedef struct {
     unsigned int patience; /* left, with slots being written */
 } sink_t;
 
-/* The in-use table as the file will have it. */
+/* Everything of an image but the slots. */
 typedef struct {
-    apr_uint64_t *words;
-    apr_size_t count;
-    unsigned int used;
-} used_t;
+    const ap_slotmem_instance_t *s;
+    apr_uint64_t *used; /* in use: the table, bit by bit        */
+    apr_size_t words;
+    sink_t *sink;
+} image_t;
 
 static apr_status_t sink_flush(sink_t *k)
 {
@@ -950,42 +1059,52 @@ static apr_status_t sink_room(sink_t *k, apr_size_t len, unsigned char **at)
     return APR_SUCCESS;
 }
 
-/* What guarded() is to read of a segment, and to where. */
-typedef struct {
-    const ap_slotmem_instance_t *s;
-    used_t *used;
-    const used_t *known; /* for the sink */
-    sink_t *sink;
-} read_t;
-
 static apr_status_t used_read_unguarded(void *ctx)
 {
-    const ap_slotmem_instance_t *s = ((read_t *)ctx)->s;
-    used_t *u = ((read_t *)ctx)->used;
+    image_t *i = ctx;
     apr_size_t w;
 
-    for (w = 0; w < u->count; w++) {
-        u->words[w] = slotmem_table_leaf(&s->table, w);
-        u->used += slotmem_bits_count(u->words[w]);
+    for (w = 0; w < i->words; w++) {
+        i->used[w] = slotmem_table_leaf(&i->s->table, w);
     }
     return APR_SUCCESS;
 }
 
-/* The in-use table as it is now; as the file has it, so empty if the type
- * says that it is to be cleared.  The children's own table stays as it is. */
-static apr_status_t used_read(const ap_slotmem_instance_t *s, used_t *u)
+/* Begins an image: reads the table, once for all that is made of it. */
+static apr_status_t image_begin(image_t *i, const ap_slotmem_instance_t *s,
+                                sink_t *k)
 {
-    read_t r = { s, u, NULL, NULL };
+    i->s = s;
+    i->sink = k;
+    i->words = slotmem_table_leaves(&s->table);
+    i->used = calloc(i->words + 1, sizeof(*i->used));
+    return i->used ? guarded(used_read_unguarded, i) : APR_ENOMEM;
+}
 
-    u->count = slotmem_table_leaves(&s->table);
-    u->used = 0;
-    u->words = calloc(u->count + 1, sizeof(*u->words));
-    if (!u->words) {
-        return APR_ENOMEM;
+static void image_end(image_t *i)
+{
+    free(i->used);
+    i->used = NULL;
+}
+
+/* The table as the file has it: with CLEARINUSE empty.  The children's own
+ * table stays as it is. */
+static int image_used(const image_t *i, unsigned int id)
+{
+    return !(i->s->type & AP_SLOTMEM_TYPE_CLEARINUSE)
+           && slotmem_set_has(i->used, id);
+}
+
+static unsigned int image_free_slots(const image_t *i)
+{
+    unsigned int used = 0;
+    apr_size_t w;
+
+    for (w = 0; w < i->words; w++) {
+        used += slotmem_bits_count(i->used[w]);
     }
-    return s->type & AP_SLOTMEM_TYPE_CLEARINUSE
-               ? APR_SUCCESS
-               : guarded(used_read_unguarded, &r);
+    return i->s->layout.item_num
+           - (i->s->type & AP_SLOTMEM_TYPE_CLEARINUSE ? 0 : used);
 }
 
 static apr_status_t emit_slots(const ap_slotmem_instance_t *s, sink_t *k)
@@ -1014,424 +1133,745 @@ static apr_status_t emit_slots(const ap_slotmem_instance_t *s, sink_t *k)
         if (rv != APR_SUCCESS) {
             return rv;
         }
-        slotmem_copy_out(at, (slotmem_byte_t *)s->slots + off, len);
+        slotmem_copy_out(at, (const slotmem_byte_t *)s->slots + off, len);
     }
     return APR_SUCCESS;
 }
 
 static apr_status_t image_emit_unguarded(void *ctx)
 {
-    const ap_slotmem_instance_t *s = ((read_t *)ctx)->s;
-    const used_t *u = ((read_t *)ctx)->known;
-    sink_t *k = ((read_t *)ctx)->sink;
-    unsigned int free_slots = s->layout.item_num - u->used, id;
+    const image_t *i = ctx;
+    const unsigned int free_slots = image_free_slots(i);
     unsigned char *at;
     apr_status_t rv;
+    unsigned int id;
 
-    k->fill = 0;
-    apr_md5_init(&k->md5);
-    rv = sink_room(k, SLOTMEM_SHM_FILE_COUNT_SIZE, &at);
+    rv = sink_room(i->sink, SLOTMEM_SHM_FILE_COUNT_SIZE, &at);
     if (rv == APR_SUCCESS) {
         memset(at, 0, SLOTMEM_SHM_FILE_COUNT_SIZE);
         memcpy(at, &free_slots, sizeof(free_slots));
-        rv = emit_slots(s, k);
+        rv = emit_slots(i->s, i->sink);
     }
-    for (id = 0; id < s->layout.item_num && rv == APR_SUCCESS; id++) {
-        rv = sink_room(k, 1, &at);
+    for (id = 0; id < i->s->layout.item_num && rv == APR_SUCCESS; id++) {
+        rv = sink_room(i->sink, 1, &at);
         if (rv == APR_SUCCESS) {
-            *at = (u->words[id / SLOTMEM_WORD_BITS] & slotmem_bit(id)) != 0;
+            *at = (unsigned char)image_used(i, id);
         }
     }
-    return rv == APR_SUCCESS ? sink_flush(k) : rv;
+    return rv == APR_SUCCESS ? sink_flush(i->sink) : rv;
 }
 
 /* Everything up to the digest. */
-static apr_status_t image_emit(const ap_slotmem_instance_t *s, const used_t *u,
-                               sink_t *k)
+static apr_status_t image_emit(image_t *i, enum sink_mode mode,
+                               apr_file_t *file)
 {
-    read_t r = { s, NULL, u, k };
-
-    return guarded(image_emit_unguarded, &r);
+    i->sink->mode = mode;
+    i->sink->file = file;
+    i->sink->fill = 0;
+    apr_md5_init(&i->sink->md5);
+    return guarded(image_emit_unguarded, i);
 }
 
-/* When the segment was stored, for status and for orphan_is_outdated. */
-static apr_status_t stored_note_unguarded(void *ctx)
+/* Everything from the digest on: that, the descriptor, and whose the slots of
+ * a table that is cleared were.  malloc'ed; NULL when there is no memory. */
+static unsigned char *image_tail(const image_t *i, const unsigned char *digest,
+                                 apr_size_t *len)
 {
-    ((ap_slotmem_instance_t *)ctx)->header->stored =
-        (apr_uint64_t)apr_time_now();
-    return APR_SUCCESS;
+    const ap_slotmem_instance_t *s = i->s;
+    const unsigned int num = s->layout.item_num;
+    unsigned char *tail, *kinds;
+    unsigned int id;
+
+    *len = SLOTMEM_SHM_FILE_DIGEST_SIZE + SLOTMEM_SHM_FILE_DESC_SIZE;
+    tail = malloc(*len + (apr_size_t)slotmem_shm_trailer_size(num));
+    if (!tail) {
+        return NULL;
+    }
+    memcpy(tail, digest, SLOTMEM_SHM_FILE_DIGEST_SIZE);
+    slotmem_image_desc(tail + SLOTMEM_SHM_FILE_DIGEST_SIZE, s->layout.item_size,
+                       num, s->type);
+    if (claims_matter(s)) {
+        kinds = tail + *len;
+        for (id = 0; id < num; id++) {
+            kinds[id] = slot_kind(s, id, slotmem_set_has(i->used, id));
+        }
+        slotmem_image_trailer_end(kinds, num, digest);
+        *len += (apr_size_t)slotmem_shm_trailer_size(num);
+    }
+    return tail;
 }
 
-static void stored_note(ap_slotmem_instance_t *s)
+static apr_status_t image_digest(image_t *i, unsigned char *digest)
 {
-    (void)guarded(stored_note_unguarded, s);
+    apr_status_t rv = image_emit(i, SINK_HASH, NULL);
+
+    if (rv == APR_SUCCESS) {
+        apr_md5_final(digest, &i->sink->md5);
+    }
+    return rv;
 }
 
-static void desc_make(unsigned char *to, apr_size_t item_size,
-                      unsigned int item_num, ap_slotmem_type_t type)
+static apr_status_t image_write(ap_slotmem_instance_t *s, image_t *i,
+                                apr_file_t *file)
 {
-    struct slotmem_shm_file_desc desc;
+    unsigned char digest[APR_MD5_DIGESTSIZE], *tail;
+    apr_size_t len;
+    apr_status_t rv = image_emit(i, SINK_WRITE, file);
 
-    memset(to, 0, SLOTMEM_SHM_FILE_DESC_SIZE);
-    memset(&desc, 0, sizeof(desc));
-    desc.item_size = item_size;
-    desc.item_num = item_num;
-    desc.type = type;
-    memcpy(to, &desc, sizeof(desc));
-}
-
-_Static_assert(sizeof(struct slotmem_shm_file_desc)
-                   <= SLOTMEM_SHM_FILE_DESC_SIZE,
-               "the descriptor fits its place");
-_Static_assert(sizeof(unsigned int) <= SLOTMEM_SHM_FILE_COUNT_SIZE,
-               "the count fits its place");
-
-static apr_status_t image_write(ap_slotmem_instance_t *s, const used_t *u,
-                                sink_t *k, apr_file_t *file)
-{
-    unsigned char
-        tail[SLOTMEM_SHM_FILE_DIGEST_SIZE + SLOTMEM_SHM_FILE_DESC_SIZE];
-    apr_status_t rv;
-
-    k->mode = SINK_WRITE;
-    k->file = file;
-    rv = image_emit(s, u, k);
     if (rv != APR_SUCCESS) {
         return rv;
     }
-    apr_md5_final(s->digest, &k->md5);
-    s->has_digest = 1;
-    memcpy(tail, s->digest, SLOTMEM_SHM_FILE_DIGEST_SIZE);
-    desc_make(tail + SLOTMEM_SHM_FILE_DIGEST_SIZE, s->layout.item_size,
-              s->layout.item_num, s->type);
-    return apr_file_write_full(file, tail, sizeof(tail), NULL);
+    apr_md5_final(digest, &i->sink->md5);
+    tail = image_tail(i, digest, &len);
+    if (!tail) {
+        return APR_ENOMEM;
+    }
+    apr_md5(s->digest, tail, len);
+    rv = apr_file_write_full(file, tail, len, NULL);
+    free(tail);
+    return rv;
 }
 
-/* Permissions of group and others: a file that has any was not made here. */
-#define PERMS_TOO_WIDE                                                         \
-    (APR_FPROT_GREAD | APR_FPROT_GWRITE | APR_FPROT_GEXECUTE | APR_FPROT_WREAD \
-     | APR_FPROT_WWRITE | APR_FPROT_WEXECUTE)
-
-/* Does the file hold just what memory holds, under a digest that is right? */
-static int image_is_stored(ap_slotmem_instance_t *s, const used_t *u, sink_t *k,
-                           apr_pool_t *p)
+/* What is kept of an image that has been stored: the MD5 of its tail, which
+ * has the MD5 of the rest. */
+static int image_is_the_last(const ap_slotmem_instance_t *s, image_t *i)
 {
-    unsigned char
-        tail[SLOTMEM_SHM_FILE_DIGEST_SIZE + SLOTMEM_SHM_FILE_DESC_SIZE];
-    unsigned char desc[SLOTMEM_SHM_FILE_DESC_SIZE];
-    apr_finfo_t info;
-    int same;
+    unsigned char digest[APR_MD5_DIGESTSIZE], *tail;
+    apr_size_t len;
 
-    if (apr_stat(&info, s->store,
-                 APR_FINFO_TYPE | APR_FINFO_SIZE | APR_FINFO_PROT
-                     | APR_FINFO_LINK,
-                 p)
-            != APR_SUCCESS
-        || info.filetype != APR_REG || (info.protection & PERMS_TOO_WIDE)
-        || (apr_uint64_t)info.size
-               != slotmem_shm_file_size(s->layout.item_size, s->layout.item_num)
-        || apr_file_open(&k->file, s->store, APR_FOPEN_READ, APR_OS_DEFAULT, p)
-               != APR_SUCCESS) {
+    if (image_digest(i, digest) != APR_SUCCESS
+        || (tail = image_tail(i, digest, &len)) == NULL) {
         return 0;
     }
-    k->mode = SINK_COMPARE;
-    same =
-        image_emit(s, u, k) == APR_SUCCESS
-        && apr_file_read_full(k->file, tail, sizeof(tail), NULL) == APR_SUCCESS;
-    apr_file_close(k->file);
-    desc_make(desc, s->layout.item_size, s->layout.item_num, s->type);
-    if (!same
-        || memcmp(tail + SLOTMEM_SHM_FILE_DIGEST_SIZE, desc, sizeof(desc))
-               != 0) {
-        return 0;
-    }
-    if (s->has_digest && memcmp(tail, s->digest, sizeof(s->digest)) == 0) {
-        return 1;
-    }
-    /* The content is there; is the digest, which this process never saw? */
-    k->mode = SINK_HASH;
-    if (image_emit(s, u, k) != APR_SUCCESS) {
-        return 0;
-    }
-    apr_md5_final(s->digest, &k->md5);
-    s->has_digest = 1;
-    return memcmp(tail, s->digest, sizeof(s->digest)) == 0;
+    apr_md5(digest, tail, len);
+    free(tail);
+    return memcmp(digest, s->digest, sizeof(digest)) == 0;
 }
-
-#define STORE_SUFFIX_STOP       ".new"
-#define STORE_SUFFIX_CHECKPOINT ".checkpoint"
 
 /*
- * Files written and not yet renamed.  A rename must not reach the disk before
- * the bytes, so each file is flushed first.  Thousands of flushes in a row
- * take longer than whoever waits for a stop is patient (a stop that takes too
- * long ends in a kill), so there a large batch is flushed in one call that
- * covers the whole file system; each file is then only asked for its own
- * errors.  A checkpoint has time, and spares the rest of that file system.
+ * Opens a stored file for reading: anybody may have put something there.  No
+ * pipe is waited for and no link followed, and what it is is asked of the
+ * descriptor.  A file of another user is not believed, unless it is the one
+ * as which the children run, who write what is stored anyway.  How many names
+ * it has does not matter, since it is only read.  APR_EINVAL: it is no such
+ * file.
  */
-#define STORE_TOGETHER 16
-#define STORE_BATCH    64
+static apr_status_t stored_open(apr_file_t **file, const char *path,
+                                struct stat *st, apr_pool_t *p)
+{
+    apr_os_file_t fd =
+        open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 
+    if (fd < 0) { /* ENXIO: a socket */
+        return platform_is_symlink_error(errno) || errno == ENXIO ? APR_EINVAL
+                                                                  : errno;
+    }
+    if (fstat(fd, st) != 0 || !S_ISREG(st->st_mode)
+        || (st->st_uid != geteuid() && st->st_uid != 0
+            && st->st_uid != ap_unixd_config.user_id)) {
+        close(fd);
+        return APR_EINVAL;
+    }
+    return apr_os_file_put(file, &fd, APR_FOPEN_READ, p);
+}
+
+/*
+ * Is the image so much larger than the segment's own that reading it is out
+ * of proportion?  Whoever owns the directory can make a file of a terabyte
+ * that takes no disk and ends in a descriptor; to hash it, if only to say what
+ * is wrong with it, would hold the parent up for an hour.  No configuration
+ * shrinks that much.
+ */
+#define IMAGE_LARGE ((apr_uint64_t)64 * 1024 * 1024)
+#define IMAGE_RATIO 16
+
+static int image_is_huge(const ap_slotmem_instance_t *s,
+                         const slotmem_image_t *image)
+{
+    return image->size > IMAGE_LARGE
+           && image->size / IMAGE_RATIO > slotmem_shm_file_size(
+                  s->layout.item_size, s->layout.item_num);
+}
+
+/* May that be a whole image of anything?  Then nothing is put in its place. */
+static int file_is_good(const ap_slotmem_instance_t *s, const char *path,
+                        apr_pool_t *p)
+{
+    slotmem_image_source_t source = { -1, NULL, 0 };
+    slotmem_image_t image[SLOTMEM_IMAGE_MAX];
+    apr_os_file_t fd = -1;
+    apr_file_t *file = NULL;
+    struct stat st;
+    apr_status_t rv = stored_open(&file, path, &st, p);
+    int found;
+
+    if (rv != APR_SUCCESS) {
+        return !APR_STATUS_IS_ENOENT(rv) && rv != APR_EINVAL;
+    }
+    apr_os_file_get(&fd, file);
+    source.fd = fd;
+    source.size = (apr_uint64_t)st.st_size;
+    found = slotmem_image_find(&source, NULL, image);
+    if (found > 0 && !image_is_huge(s, image)
+        && slotmem_image_read(&source, image, NULL, NULL, NULL)
+               == SLOTMEM_IMAGE_DAMAGED) {
+        found = 0;
+    }
+    apr_file_close(file);
+    return found != 0;
+}
+
+/* The file cannot be used: it is put aside, so that a person can look at it
+ * and no store replaces it.  In place of one that was put aside before, but
+ * never of one that is whole. */
+static void store_put_aside(const ap_slotmem_instance_t *s, const char *why,
+                            const char *then, apr_status_t rv, apr_pool_t *p)
+{
+    const char *aside = name_beside(p, s->store, ".rejected");
+    apr_status_t moved;
+
+    if (file_is_good(s, aside, p)) {
+        aside = name_beside(p, s->store, ".rejected.2");
+    }
+    moved = apr_file_rename(s->store, aside, p);
+    if (moved == APR_SUCCESS) {
+        ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
+                     APLOGNO(02551) "slotmem_shm: %s: %s; %s, and "
+                                    "the file is kept as %s",
+                     s->store, why, then, aside);
+    }
+    else {
+        ap_log_error(
+            APLOG_MARK, APLOG_ERR, moved, ap_server_conf,
+            APLOGNO(
+                02554) "slotmem_shm: %s: %s; %s, and "
+                       "the file could not be kept as %s: the next store will "
+                       "replace it",
+            s->store, why, then, aside);
+    }
+}
+
+/* What tells the file that was stored from any other, whatever the clock did
+ * since. */
+static apr_uint64_t file_mark(const struct stat *st)
+{
+    return ((apr_uint64_t)st->st_mtim.tv_sec * 1000000000u
+            + (apr_uint64_t)st->st_mtim.tv_nsec)
+               * 31
+           + (apr_uint64_t)st->st_ino;
+}
+
+/*
+ * The segment notes which file holds it, and when that was last seen to be so
+ * (for people): marks[0] is the file that was put in place last, marks[1] one
+ * that is about to be.  Both are noted before the rename, so that after a kill
+ * at any moment the file there is one of the two.
+ */
 typedef struct {
     ap_slotmem_instance_t *s;
-    apr_file_t *file;
-    const char *path; /* of the new file */
-} stored_t;
+    apr_uint64_t mark;     /* of the file about to be put in place; 0: none */
+    apr_uint64_t marks[2]; /* as they are now                               */
+    apr_uint64_t stored;
+} note_t;
 
-typedef struct {
-    const char *suffix; /* of the new file: one a role, see checkpoint */
-    apr_pool_t *pool;   /* cleared with each batch */
-    sink_t sink;
-    stored_t batch[STORE_BATCH];
-    int filled;
-    char dir[APR_PATH_MAX]; /* to be flushed */
-    int written, unchanged, failed;
-    apr_uint64_t bytes;
-} store_t;
-
-static void store_log_failure(store_t *st, apr_status_t rv,
-                              const ap_slotmem_instance_t *s, const char *what,
-                              const char *path)
+static apr_status_t note_unguarded(void *ctx)
 {
-    st->failed++;
-    ap_log_error(
-        APLOG_MARK, APLOG_ERR, rv, ap_server_conf,
-        APLOGNO(
-            02334) "slotmem_shm: cannot store %s: %s %s failed; %s keeps what it "
-                   "held before. Check that the directory exists, that the "
-                   "parent process may write to it, and that its disk has room",
-        s->name, what, path, s->store);
-}
+    note_t *n = ctx;
+    struct slotmem_shm_header *h = n->s->header;
 
-/* A renamed file is safe once its directory has been flushed too.  Not every
- * file system can, and then there is nothing better to be had. */
-static void dir_flush(const char *dir, apr_pool_t *p)
-{
-    apr_file_t *file;
-
-    if (apr_file_open(&file, dir, APR_FOPEN_READ, APR_OS_DEFAULT, p)
-        == APR_SUCCESS) {
-        apr_file_sync(file);
-        apr_file_close(file);
+    if (n->mark && n->mark != h->marks[1]) {
+        h->marks[0] = h->marks[1];
+        h->marks[1] = n->mark;
     }
+    h->stored = (apr_uint64_t)apr_time_now();
+    return APR_SUCCESS;
 }
 
-static void store_renamed(store_t *st, const char *path)
+static void stored_note(ap_slotmem_instance_t *s, const struct stat *st)
 {
-    const char *slash = ap_strrchr_c(path, '/');
-    char dir[APR_PATH_MAX];
+    note_t n = { s, st ? file_mark(st) : 0, { 0, 0 }, 0 };
 
-    apr_cpystrn(dir, path,
-                slash && slash > path
-                        && (apr_size_t)(slash - path) < sizeof(dir)
-                    ? (apr_size_t)(slash - path) + 1
-                    : 2);
-    if (st->dir[0] && strcmp(st->dir, dir) != 0) {
-        dir_flush(st->dir, st->pool);
+    (void)guarded(note_unguarded, &n);
+}
+
+static apr_status_t note_read_unguarded(void *ctx)
+{
+    note_t *n = ctx;
+
+    n->marks[0] = n->s->header->marks[0];
+    n->marks[1] = n->s->header->marks[1];
+    n->stored = n->s->header->stored;
+    return APR_SUCCESS;
+}
+
+/* Is that file one which this segment was stored in?  -1: its memory cannot be
+ * read. */
+static int note_has(ap_slotmem_instance_t *s, const struct stat *st,
+                    apr_uint64_t *stored)
+{
+    note_t n = { s, 0, { 0, 0 }, 0 };
+
+    if (guarded(note_read_unguarded, &n) != APR_SUCCESS) {
+        return -1;
     }
-    apr_cpystrn(st->dir, dir, sizeof(st->dir));
+    *stored = n.stored;
+    return st && (n.marks[0] == file_mark(st) || n.marks[1] == file_mark(st));
 }
 
-/* Flushes all files of the batch at once; 0 when each has to be. */
-static int batch_flush(const store_t *st)
+/* Does the file hold just what memory holds, under a digest that is right? */
+static int image_is_stored(ap_slotmem_instance_t *s, image_t *i, apr_pool_t *p)
 {
-#ifdef __linux__
-    struct stat first = { 0 }, other;
-    apr_os_file_t fd;
-    int i;
+    unsigned char digest[APR_MD5_DIGESTSIZE], *tail = NULL, *found;
+    apr_file_t *file;
+    apr_size_t len;
+    struct stat st;
+    int same = 0;
 
-    if (st->filled < STORE_TOGETHER
-        || strcmp(st->suffix, STORE_SUFFIX_STOP) != 0) {
+    if (stored_open(&file, s->store, &st, p) != APR_SUCCESS) {
         return 0;
     }
-    for (i = st->filled - 1; i >= 0; i--) {
-        apr_os_file_get(&fd, st->batch[i].file);
-        if (fstat(fd, &other) != 0
-            || (i < st->filled - 1 && other.st_dev != first.st_dev)) {
-            return 0;
+    if (!(st.st_mode & 0077) && image_emit(i, SINK_COMPARE, file) == APR_SUCCESS
+        && image_digest(i, digest) == APR_SUCCESS) {
+        tail = image_tail(i, digest, &len);
+        found = tail ? malloc(len + 1) : NULL;
+        same = found
+               && apr_file_read_full(file, found, len, NULL) == APR_SUCCESS
+               && memcmp(found, tail, len) == 0
+               && (apr_uint64_t)st.st_size
+                      == slotmem_shm_file_size(s->layout.item_size,
+                                               s->layout.item_num)
+                             - SLOTMEM_SHM_FILE_DIGEST_SIZE
+                             - SLOTMEM_SHM_FILE_DESC_SIZE + len;
+        if (same) {
+            apr_md5(s->digest, tail, len);
+            s->has_digest = 1;
+            stored_note(s, &st);
         }
-        first = other;
+        free(found);
+        free(tail);
     }
-    return syncfs(fd) == 0;
-#else
-    (void)st;
-    return 0;
-#endif
+    apr_file_close(file);
+    return same;
 }
 
-static apr_status_t file_flush(apr_file_t *file, int flushed)
+/* For what the files are written: it says how far a store goes, and what its
+ * new files are called.  Two roles never write the same new file. */
+enum store_mode {
+    STORE_STOP,      /* flushed, all together                              */
+    STORE_RESTART,   /* not flushed: no restart waits for a disk; the next
+                        generation's helper flushes (checkpoint)           */
+    STORE_CHECKPOINT /* flushed, by the helper                             */
+};
+
+static const char *const store_suffix[] = { ".new", ".new", ".checkpoint" };
+
+/* A file written and not yet renamed. */
+typedef struct {
+    ap_slotmem_instance_t *s;
+    apr_file_t *file; /* to be flushed; NULL: with its file system */
+} pending_t;
+
+/* A directory of stored files, opened before anything is written there, so
+ * that a flush of its file system tells of every error since. */
+typedef struct {
+    int fd;
+    dev_t dev;
+} store_dir_t;
+
+/*
+ * A rename must not reach the disk before the bytes, so each file is flushed
+ * first.  Thousands of flushes in a row take longer than whoever waits for a
+ * stop is patient (a stop that takes too long ends in a kill), so from
+ * STORE_SINGLY files on all are flushed in one call that covers their file
+ * system, renamed, and then each directory is flushed once.
+ */
+#define STORE_SINGLY 16
+
+typedef struct {
+    enum store_mode mode;
+    apr_pool_t *pool;
+    sink_t sink;
+    apr_array_header_t *pending; /* of pending_t                      */
+    apr_hash_t *dirs;            /* path -> store_dir_t               */
+    int written, unchanged, failed;
+    apr_uint64_t bytes;
+    apr_status_t error; /* the first, with what it was about          */
+    const char *what, *path;
+} store_t;
+
+static void store_failed(store_t *st, apr_status_t rv, ap_slotmem_instance_t *s,
+                         const char *what)
 {
-#ifdef __linux__
-    const unsigned int wait = SYNC_FILE_RANGE_WAIT_BEFORE
-                              | SYNC_FILE_RANGE_WRITE
-                              | SYNC_FILE_RANGE_WAIT_AFTER;
+    s->has_digest = 0;
+    if (st->failed++ == 0) {
+        st->error = rv;
+        st->what = what;
+        st->path = s->store;
+    }
+}
+
+static const char *store_path(const store_t *st, const ap_slotmem_instance_t *s)
+{
+    return name_beside(st->pool, s->store, store_suffix[st->mode]);
+}
+
+static store_dir_t *store_dir(store_t *st, const ap_slotmem_instance_t *s)
+{
+    const char *path = name_directory(st->pool, s->store);
+    store_dir_t *dir = apr_hash_get(st->dirs, path, APR_HASH_KEY_STRING);
+    struct stat info;
+
+    if (!dir) {
+        dir = apr_pcalloc(st->pool, sizeof(*dir));
+        dir->fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (dir->fd >= 0 && fstat(dir->fd, &info) == 0) {
+            dir->dev = info.st_dev;
+        }
+        apr_hash_set(st->dirs, path, APR_HASH_KEY_STRING, dir);
+    }
+    return dir;
+}
+
+/* Flushes every file system that has a file of the batch; which of them
+ * failed is noted by closing its directories' descriptors. */
+static void store_flush_systems(store_t *st)
+{
+    apr_hash_index_t *at, *other;
+
+    for (at = apr_hash_first(st->pool, st->dirs); at; at = apr_hash_next(at)) {
+        store_dir_t *dir = apr_hash_this_val(at), *seen = NULL;
+
+        for (other = apr_hash_first(NULL, st->dirs); other && !seen;
+             other = apr_hash_next(other)) {
+            store_dir_t *d = apr_hash_this_val(other);
+
+            if (d == dir) {
+                break;
+            }
+            seen = d->dev == dir->dev && d->fd >= 0 ? d : NULL;
+        }
+        if (!seen && dir->fd >= 0 && platform_flush_system(dir->fd) != 0) {
+            close(dir->fd);
+            dir->fd = -1;
+        }
+    }
+}
+
+static apr_status_t store_flush_one(store_t *st, const pending_t *one)
+{
+    apr_status_t rv = APR_SUCCESS, closed;
     apr_os_file_t fd;
 
-    if (flushed) {
-        apr_os_file_get(&fd, file);
-        return sync_file_range(fd, 0, 0, wait) == 0 ? APR_SUCCESS : errno;
+    if (!one->file) { /* done, if that succeeded */
+        return st->mode == STORE_RESTART || store_dir(st, one->s)->fd >= 0
+                   ? APR_SUCCESS
+                   : EIO;
     }
-#else
-    (void)flushed;
-#endif
-    return apr_file_sync(file);
+    apr_os_file_get(&fd, one->file);
+    rv = platform_flush(fd);
+    closed = apr_file_close(one->file);
+    return rv == APR_SUCCESS ? closed : rv;
 }
 
-static void store_commit_one(store_t *st, stored_t *done, int flushed)
+/*
+ * Somebody may have put a file there since the segment was last stored, an
+ * administrator a backup for example.  If it is a whole one it is kept aside.
+ */
+static void store_spare_foreign(store_t *st, ap_slotmem_instance_t *s)
 {
-    const char *what = "flushing";
-    apr_status_t rv = file_flush(done->file, flushed);
-    apr_status_t closed = apr_file_close(done->file);
+    apr_uint64_t stored;
+    struct stat info;
 
-    if (rv == APR_SUCCESS) {
-        what = "closing";
-        rv = closed;
+    if (lstat(s->store, &info) == 0 && note_has(s, &info, &stored) == 0
+        && file_is_good(s, s->store, st->pool)) {
+        store_put_aside(s, "it was put there while the server ran",
+                        "the state of the running server takes its place", 0,
+                        st->pool);
     }
-    if (rv == APR_SUCCESS) {
-        what = "renaming";
-        /* Noted first: after a kill in between, the file must not look newer
-         * than what the memory says of it (see orphan_is_outdated). */
-        stored_note(done->s);
-        rv = apr_file_rename(done->path, done->s->store, st->pool);
-    }
-    if (rv != APR_SUCCESS) {
-        done->s->has_digest = 0;
-        store_log_failure(st, rv, done->s, what, done->path);
-        apr_file_remove(done->path, st->pool);
-        return;
-    }
-    store_renamed(st, done->s->store);
-    st->written++;
 }
 
+static apr_status_t store_rename(store_t *st, ap_slotmem_instance_t *s,
+                                 const char *path)
+{
+    struct stat info;
+
+    if (lstat(path, &info) != 0) {
+        return errno;
+    }
+    store_spare_foreign(st, s);
+    stored_note(s, &info);
+    return apr_file_rename(path, s->store, st->pool);
+}
+
+/* Puts all files that have been written in their places. */
 static void store_commit(store_t *st)
 {
-    const int flushed = batch_flush(st);
+    apr_hash_index_t *at;
     int i;
 
-    for (i = 0; i < st->filled; i++) {
-        store_commit_one(st, &st->batch[i], flushed);
+    if (st->mode != STORE_RESTART && PLATFORM_FLUSHES_SYSTEMS
+        && st->pending->nelts > STORE_SINGLY) {
+        store_flush_systems(st);
     }
-    st->filled = 0;
-    apr_pool_clear(st->pool);
+    for (i = 0; i < st->pending->nelts; i++) {
+        const pending_t *one = &APR_ARRAY_IDX(st->pending, i, pending_t);
+        const char *path = store_path(st, one->s);
+        const char *what = "flushing";
+        apr_status_t rv = store_flush_one(st, one);
+
+        if (rv == APR_SUCCESS) {
+            what = "renaming";
+            rv = store_rename(st, one->s, path);
+        }
+        if (rv != APR_SUCCESS) {
+            store_failed(st, rv, one->s, what);
+            unlink(path);
+            continue;
+        }
+        one->s->has_digest = 1;
+        st->written++;
+    }
+    apr_array_clear(st->pending);
+    /* A renamed file is safe once its directory has been flushed too.  Not
+     * every file system can, and then there is nothing better to be had. */
+    for (at = apr_hash_first(NULL, st->dirs); at; at = apr_hash_next(at)) {
+        store_dir_t *dir = apr_hash_this_val(at);
+
+        if (dir->fd >= 0) {
+            if (st->mode != STORE_RESTART && st->written) {
+                (void)platform_flush(dir->fd);
+            }
+            close(dir->fd);
+        }
+    }
+    apr_hash_clear(st->dirs);
 }
 
 /* A new file of our own: a link or a leftover of that name is removed, never
- * followed or written to. */
-static apr_status_t store_open(apr_file_t **file, const char *path,
-                               apr_pool_t *p)
+ * followed or written to.  When there are no descriptors left, what has been
+ * written so far is put in place first. */
+static apr_status_t store_open(store_t *st, apr_file_t **file,
+                               const ap_slotmem_instance_t *s)
 {
     const apr_int32_t flags =
         APR_FOPEN_WRITE | APR_FOPEN_CREATE | APR_FOPEN_EXCL;
     const apr_fileperms_t mode = APR_FPROT_UREAD | APR_FPROT_UWRITE;
-    apr_status_t rv = apr_file_open(file, path, flags, mode, p);
+    const char *path = store_path(st, s);
+    apr_status_t rv = apr_file_open(file, path, flags, mode, st->pool);
 
     if (APR_STATUS_IS_EEXIST(rv)) {
-        apr_file_remove(path, p);
-        rv = apr_file_open(file, path, flags, mode, p);
+        unlink(path);
+        rv = apr_file_open(file, path, flags, mode, st->pool);
+    }
+    if (APR_STATUS_IS_EMFILE(rv) && st->pending->nelts) {
+        store_commit(st);
+        rv = apr_file_open(file, path, flags, mode, st->pool);
     }
     return rv;
 }
 
-/* Writes the new file of a segment, for store_commit to put in its place. */
-static void persist_store(store_t *st, ap_slotmem_instance_t *s)
+/* The file is written: what is left to be done with it, at the commit. */
+static apr_status_t store_pend(store_t *st, ap_slotmem_instance_t *s,
+                               apr_file_t *file)
 {
-    stored_t *next = &st->batch[st->filled];
-    used_t used = { 0 };
-    apr_status_t rv = used_read(s, &used);
+    const int singly =
+        st->mode != STORE_RESTART
+        && (!PLATFORM_FLUSHES_SYSTEMS || st->pending->nelts < STORE_SINGLY
+            || store_dir(st, s)->fd < 0);
+    pending_t *one;
+    apr_status_t rv;
 
-    next->s = s;
-    next->path = name_beside(st->pool, s->store, st->suffix);
-    if (rv != APR_SUCCESS) {
-        store_log_failure(st, rv, s, "getting memory for", next->path);
-        free(used.words);
-        return;
+    if (!singly && (rv = apr_file_close(file)) != APR_SUCCESS) {
+        return rv;
     }
-    if (image_is_stored(s, &used, &st->sink, st->pool)) {
+    one = apr_array_push(st->pending);
+    one->s = s;
+    one->file = singly ? file : NULL;
+    return APR_SUCCESS;
+}
+
+/* Is there nothing new to be written?  The helper knows what it has stored;
+ * the parent looks at the file. */
+static int store_is_needless(store_t *st, ap_slotmem_instance_t *s,
+                             image_t *image)
+{
+    if (st->mode == STORE_CHECKPOINT && s->has_digest) {
+        return image_is_the_last(s, image);
+    }
+    return image_is_stored(s, image, st->pool);
+}
+
+/* Writes the new file of a segment, for store_commit to put in its place. */
+static void store_segment(store_t *st, ap_slotmem_instance_t *s)
+{
+    image_t image;
+    apr_file_t *file = NULL;
+    const char *what = "reading memory for";
+    apr_status_t rv = image_begin(&image, s, &st->sink);
+
+    if (rv == APR_SUCCESS && store_is_needless(st, s, &image)) {
         st->unchanged++;
-        stored_note(s);
-        free(used.words);
+        stored_note(s, NULL);
+        image_end(&image);
         return;
     }
-
-    ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf,
-                 APLOGNO(02334) "storing %s", s->store);
-    rv = store_open(&next->file, next->path, st->pool);
-    if (rv != APR_SUCCESS) {
-        store_log_failure(st, rv, s, "creating", next->path);
+    if (rv == APR_SUCCESS) {
+        ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf,
+                     APLOGNO(02334) "storing %s", s->store);
+        what = "creating";
+        (void)store_dir(st, s);
+        rv = store_open(st, &file, s);
     }
-    else if ((rv = image_write(s, &used, &st->sink, next->file))
-             != APR_SUCCESS) {
-        s->has_digest = 0;
-        store_log_failure(st, rv, s,
-                          rv == APR_ENOMEM ? "reading memory for" : "writing",
-                          next->path);
-        apr_file_close(next->file);
-        apr_file_remove(next->path, st->pool);
-    }
-    else {
-        st->bytes +=
-            slotmem_shm_file_size(s->layout.item_size, s->layout.item_num);
-        if (++st->filled == STORE_BATCH) {
-            store_commit(st);
+    if (rv == APR_SUCCESS) {
+        rv = image_write(s, &image, file);
+        what = rv == APR_ENOMEM ? "reading memory for" : "writing";
+        if (rv == APR_SUCCESS) {
+            what = "closing";
+            rv = store_pend(st, s, file);
+        }
+        else {
+            apr_file_close(file);
+        }
+        if (rv != APR_SUCCESS) {
+            unlink(store_path(st, s));
         }
     }
-    free(used.words);
+    if (rv == APR_SUCCESS) {
+        st->bytes +=
+            slotmem_shm_file_size(s->layout.item_size, s->layout.item_num);
+    }
+    else {
+        store_failed(st, rv, s, what);
+    }
+    image_end(&image);
 }
 
 /* A pool without parent, for a forked child must not touch those it got. */
-static apr_status_t store_begin(store_t *st, const char *suffix)
+static apr_status_t store_begin(store_t *st, enum store_mode mode)
 {
     apr_status_t rv;
 
     memset(st, 0, sizeof(*st));
-    st->suffix = suffix;
-    st->sink.buffer = malloc(2 * SINK_SIZE);
+    st->mode = mode;
+    st->sink.buffer = malloc((apr_size_t)2 * SINK_SIZE);
     if (!st->sink.buffer) {
         return APR_ENOMEM;
     }
     st->sink.other = st->sink.buffer + SINK_SIZE;
-    st->sink.patience = SLOTMEM_SNAPSHOT_TRIES + SLOTMEM_SNAPSHOT_NAPS;
+    st->sink.patience = SLOTMEM_SNAPSHOT_TRIES;
     rv = apr_pool_create_unmanaged_ex(&st->pool, NULL, NULL);
     if (rv != APR_SUCCESS) {
         free(st->sink.buffer);
+        return rv;
     }
-    return rv;
+    st->pending = apr_array_make(st->pool, 64, sizeof(pending_t));
+    st->dirs = apr_hash_make(st->pool);
+    return APR_SUCCESS;
 }
 
-static void store_end(store_t *st)
+/*
+ * Storing fails, or works again: said once, by whoever sees the change first,
+ * the parent or its helper.  `*failing` is theirs together.
+ */
+static void store_tell(const store_t *st, volatile apr_uint32_t *failing)
+{
+    if (st->failed && !*failing) {
+        ap_log_error(
+            APLOG_MARK, APLOG_ERR, st->error, ap_server_conf,
+            APLOGNO(02334) "slotmem_shm: cannot store %s: %s its new file "
+                           "failed (%d segments could not be stored). The "
+                           "files keep what they held before, and the state "
+                           "lives on in memory, over restarts too. Check that "
+                           "the directory exists, that the parent process may "
+                           "write to it, and that its disk has room; it is "
+                           "tried again and again, and said when it works",
+            st->path, st->what, st->failed);
+    }
+    else if (!st->failed && *failing) {
+        ap_log_error(APLOG_MARK, APLOG_NOTICE, 0, ap_server_conf,
+                     "slotmem_shm: storing works again");
+    }
+    *failing = st->failed != 0;
+}
+
+static void store_end(store_t *st, volatile apr_uint32_t *failing)
 {
     store_commit(st);
-    if (st->dir[0]) {
-        dir_flush(st->dir, st->pool);
-    }
+    store_tell(st, failing);
+    ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
+                 "slotmem_shm: stored %d segments, %d unchanged, %d failed",
+                 st->written, st->unchanged, st->failed);
     apr_pool_destroy(st->pool);
     free(st->sink.buffer);
 }
 
 /* New files that a killed process left half written. */
-static void store_sweep(const ap_slotmem_instance_t *s, apr_pool_t *p)
+static void store_sweep(const char *store, apr_pool_t *p)
 {
-    unlink(name_beside(p, s->store, STORE_SUFFIX_STOP));
-    unlink(name_beside(p, s->store, STORE_SUFFIX_CHECKPOINT));
+    unlink(name_beside(p, store, store_suffix[STORE_STOP]));
+    unlink(name_beside(p, store, store_suffix[STORE_CHECKPOINT]));
 }
 
 static void store_sweep_all(void)
 {
     const ap_slotmem_instance_t *s;
+    apr_pool_t *p;
 
-    for (s = registry.first; s; s = s->next) {
+    apr_pool_create_unmanaged_ex(&p, NULL, NULL);
+    for (s = registry->first; s; s = s->next) {
         if (s->store) {
-            store_sweep(s, s->pool);
+            store_sweep(s->store, p);
+            apr_pool_clear(p);
         }
     }
+    apr_pool_destroy(p);
 }
 
-/* Stores every segment that is to be. */
-static apr_status_t persist_store_all(store_t *st, const char *suffix)
+static apr_status_t touched_unguarded(void *ctx)
+{
+    const ap_slotmem_instance_t *s = ctx;
+
+    return slotmem_table_count(&s->table) == 0
+                   && slotmem_all_zero(s->slots, s->layout.slots_len)
+               ? APR_SUCCESS
+               : APR_EINVAL;
+}
+
+/* Has somebody put anything into it? */
+static int is_touched(ap_slotmem_instance_t *s)
+{
+    return guarded(touched_unguarded, s) != APR_SUCCESS;
+}
+
+/* Is the segment to be stored?  One whose file could not be read, and may be
+ * good, leaves that in place for as long as it runs; at the end of the
+ * generation what it has got since counts, too (store_spare_foreign). */
+static int is_stored(ap_slotmem_instance_t *s, enum store_mode mode)
+{
+    return s->store
+           && (s->origin != ORIGIN_UNREADABLE
+               || (mode != STORE_CHECKPOINT && is_touched(s)));
+}
+
+/* Does a segment of this process have a file? */
+static int store_is_wanted(void)
+{
+    const ap_slotmem_instance_t *s;
+
+    for (s = registry->first; s; s = s->next) {
+        if (s->store) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* Stores every segment that is to be; *st says what became of it. */
+static apr_status_t store_all(store_t *st, enum store_mode mode,
+                              volatile apr_uint32_t *failing)
 {
     ap_slotmem_instance_t *s;
-    apr_status_t rv = store_begin(st, suffix);
+    apr_status_t rv = store_begin(st, mode);
 
     if (rv != APR_SUCCESS) {
         ap_log_error(
@@ -1440,829 +1880,290 @@ static apr_status_t persist_store_all(store_t *st, const char *suffix)
                            "stored files keep what they held before");
         return rv;
     }
-    for (s = registry.first; s; s = s->next) {
-        if (s->store) {
-            persist_store(st, s);
+    for (s = registry->first; s; s = s->next) {
+        if (is_stored(s, mode)) {
+            store_segment(st, s);
         }
     }
-    store_end(st);
-    ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
-                 "slotmem_shm: stored %d segments, %d unchanged, %d failed",
-                 st->written, st->unchanged, st->failed);
+    store_end(st, failing);
     return st->failed ? APR_EGENERAL : APR_SUCCESS;
 }
 
-/* ==================== restore ==================== */
-
-enum restored {
-    RESTORED, /* the segment holds what the image held               */
-    RESTORE_NO_FILE,
-    RESTORE_NOT_FIT, /* a whole image, but something would be cut off       */
-    RESTORE_DAMAGED,
-    RESTORE_FAILED /* could not be read: *rv says why                     */
-};
-
-/* Zero and not in use, as a fresh segment is. */
-static void segment_wipe(ap_slotmem_instance_t *s)
-{
-    memset((char *)s->header + sizeof(*s->header), 0,
-           s->layout.slots_off - sizeof(*s->header));
-    memset(s->slots, 0, s->layout.slots_len);
-}
-
-/* The part of an image that a buffer holds goes to where it belongs. */
-static void image_take_slots(ap_slotmem_instance_t *s, apr_uint64_t off,
-                             const unsigned char *bytes, apr_size_t len,
-                             int *cut)
-{
-    apr_size_t here = 0;
-
-    if (off < s->layout.slots_len) {
-        here = s->layout.slots_len - (apr_size_t)off;
-        here = here < len ? here : len;
-        memcpy(s->slots + off, bytes, here);
-    }
-    if (!all_zero(bytes + here, len - here)) {
-        *cut = 1;
-    }
-}
-
-static void image_take_used(ap_slotmem_instance_t *s, apr_uint64_t off,
-                            const unsigned char *bytes, apr_size_t len,
-                            int *cut)
-{
-    apr_size_t i;
-
-    for (i = 0; i < len; i++) {
-        if (bytes[i] && off + i < s->layout.item_num) {
-            slotmem_table_fgrab(&s->table, (unsigned int)(off + i));
-        }
-        else if (bytes[i]) {
-            *cut = 1;
-        }
-    }
-}
-
-typedef void image_take_fn(ap_slotmem_instance_t *s, apr_uint64_t off,
-                           const unsigned char *bytes, apr_size_t len,
-                           int *cut);
-
-/* One part of an image, hashed and handed on chunk by chunk. */
-static apr_status_t image_read_part(ap_slotmem_instance_t *s, sink_t *k,
-                                    apr_uint64_t part, image_take_fn *take,
-                                    int *cut)
-{
-    apr_uint64_t off;
-
-    for (off = 0; off < part; off += SINK_SIZE) {
-        apr_size_t len =
-            part - off < SINK_SIZE ? (apr_size_t)(part - off) : SINK_SIZE;
-        apr_status_t rv = apr_file_read_full(k->file, k->buffer, len, NULL);
-
-        if (rv != APR_SUCCESS) {
-            return rv;
-        }
-        apr_md5_update(&k->md5, k->buffer, len);
-        if (take) {
-            take(s, off, k->buffer, len, cut);
-        }
-    }
-    return APR_SUCCESS;
-}
+/* ==================== runtime directory ==================== */
 
 /*
- * Reads an image of `num` slots from the start of the file into the fresh
- * segment, which nobody else knows yet.  What it took is wiped again unless
- * all of it turns out right, so one pass over the file is enough.
- */
-static enum restored image_read(ap_slotmem_instance_t *s, sink_t *k,
-                                unsigned int num, apr_status_t *rv)
-{
-    unsigned char digest[APR_MD5_DIGESTSIZE], stored[APR_MD5_DIGESTSIZE];
-    apr_off_t start = 0;
-    int cut = 0;
-
-    apr_md5_init(&k->md5);
-    *rv = apr_file_seek(k->file, APR_SET, &start);
-    if (*rv == APR_SUCCESS) {
-        *rv = image_read_part(s, k, SLOTMEM_SHM_FILE_COUNT_SIZE, NULL, &cut);
-    }
-    if (*rv == APR_SUCCESS) {
-        *rv = image_read_part(s, k, (apr_uint64_t)num * s->layout.item_size,
-                              image_take_slots, &cut);
-    }
-    if (*rv == APR_SUCCESS) {
-        *rv = image_read_part(s, k, num, image_take_used, &cut);
-    }
-    apr_md5_final(digest, &k->md5);
-    if (*rv == APR_SUCCESS) {
-        *rv = apr_file_read_full(k->file, stored, sizeof(stored), NULL);
-    }
-    if (*rv == APR_SUCCESS && memcmp(digest, stored, sizeof(digest)) == 0
-        && !cut) {
-        slotmem_table_hint_all(&s->table);
-        memcpy(s->digest, digest, sizeof(digest));
-        s->has_digest = num == s->layout.item_num;
-        grown_note(s, num);
-        return RESTORED;
-    }
-    segment_wipe(s);
-    if (*rv != APR_SUCCESS) {
-        return APR_STATUS_IS_EOF(*rv) ? RESTORE_DAMAGED : RESTORE_FAILED;
-    }
-    return memcmp(digest, stored, sizeof(digest)) == 0 ? RESTORE_NOT_FIT
-                                                       : RESTORE_DAMAGED;
-}
-
-/* The descriptor at `off`. */
-static apr_status_t desc_read(apr_file_t *file, apr_off_t off,
-                              unsigned char *desc)
-{
-    apr_status_t rv = apr_file_seek(file, APR_SET, &off);
-
-    return rv == APR_SUCCESS ? apr_file_read_full(
-               file, desc, SLOTMEM_SHM_FILE_DESC_SIZE, NULL)
-                             : rv;
-}
-
-/*
- * What an open file of `size` bytes holds.  First an image of the segment's
- * own geometry, whatever follows: httpd's own module never shortens a file,
- * so its files may carry older bytes behind.  Else whatever the last 16 bytes
- * describe, if that is just as long as the file: the same slots, fewer or
- * more of them, after the configuration changed.
- */
-static enum restored image_find(ap_slotmem_instance_t *s, sink_t *k,
-                                apr_uint64_t size, apr_status_t *rv)
-{
-    const layout_t *l = &s->layout;
-    const apr_uint64_t expected =
-        slotmem_shm_file_size(l->item_size, l->item_num);
-    unsigned char found[SLOTMEM_SHM_FILE_DESC_SIZE];
-    unsigned char wanted[SLOTMEM_SHM_FILE_DESC_SIZE];
-    struct slotmem_shm_file_desc desc;
-    enum restored result = RESTORE_DAMAGED;
-
-    *rv = APR_SUCCESS;
-    desc_make(wanted, l->item_size, l->item_num, s->type);
-    if (expected && size >= expected) {
-        *rv = desc_read(k->file, (apr_off_t)(expected - sizeof(found)), found);
-        if (*rv != APR_SUCCESS) {
-            return RESTORE_FAILED;
-        }
-        if (memcmp(found, wanted, sizeof(found)) == 0) {
-            result = image_read(s, k, l->item_num, rv);
-        }
-    }
-    if (result != RESTORE_DAMAGED || size < sizeof(found)) {
-        return result;
-    }
-
-    *rv = desc_read(k->file, (apr_off_t)(size - sizeof(found)), found);
-    if (*rv != APR_SUCCESS) {
-        return RESTORE_FAILED;
-    }
-    memcpy(&desc, found, sizeof(desc));
-    if (size != slotmem_shm_file_size(desc.item_size, desc.item_num)
-        || memcmp(found, wanted, sizeof(found)) == 0) {
-        return RESTORE_DAMAGED;
-    }
-    if (desc.item_size != l->item_size || desc.type != s->type
-        || desc.item_num == l->item_num) {
-        return RESTORE_NOT_FIT;
-    }
-    return image_read(s, k, desc.item_num, rv);
-}
-
-/* The file cannot be used: it is put aside, in place of one that was put
- * aside before, so that a person can look at it and no store replaces it. */
-static void store_put_aside(ap_slotmem_instance_t *s, const char *why,
-                            apr_status_t rv, apr_pool_t *p)
-{
-    const char *aside = name_beside(p, s->store, ".rejected");
-    apr_status_t moved = apr_file_rename(s->store, aside, p);
-
-    s->origin = ORIGIN_BAD_FILE;
-    if (moved == APR_SUCCESS) {
-        ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
-                     APLOGNO(02551) "slotmem_shm: %s: %s; %s starts empty, and "
-                                    "the file is kept as %s",
-                     s->store, why, s->name, aside);
-    }
-    else {
-        ap_log_error(
-            APLOG_MARK, APLOG_ERR, moved, ap_server_conf,
-            APLOGNO(
-                02554) "slotmem_shm: %s: %s; %s starts empty, and "
-                       "the file could not be kept as %s: the next store will "
-                       "replace it",
-            s->store, why, s->name, aside);
-    }
-}
-
-/*
- * Opens a stored file for reading.  Looked at first: opening a pipe that
- * somebody left there would hold up the start of the server for ever.
- */
-static apr_status_t restore_open(apr_file_t **file, const char *path,
-                                 apr_uint64_t *size, apr_pool_t *p)
-{
-    apr_finfo_t info;
-    apr_status_t rv = apr_stat(&info, path, APR_FINFO_TYPE | APR_FINFO_SIZE, p);
-
-    if (rv != APR_SUCCESS && rv != APR_INCOMPLETE) {
-        return rv;
-    }
-    if (info.filetype != APR_REG) {
-        return info.filetype == APR_DIR ? EISDIR : APR_EINVAL;
-    }
-    *size = (apr_uint64_t)info.size;
-    return apr_file_open(file, path, APR_FOPEN_READ, APR_OS_DEFAULT, p);
-}
-
-/* Fills a fresh segment from its stored file, if there is one that fits. */
-static void persist_restore(ap_slotmem_instance_t *s)
-{
-    enum restored result = RESTORE_FAILED;
-    apr_uint64_t size = 0;
-    apr_status_t rv;
-    sink_t k;
-    apr_pool_t *p;
-
-    apr_pool_create(&p, s->pool);
-    store_sweep(s, p);
-    k.buffer = malloc(SINK_SIZE);
-    rv = k.buffer ? restore_open(&k.file, s->store, &size, p) : APR_ENOMEM;
-    if (rv == APR_SUCCESS) {
-        result = image_find(s, &k, size, &rv);
-        apr_file_close(k.file);
-    }
-    else if (APR_STATUS_IS_ENOENT(rv) || APR_STATUS_IS_ENOTDIR(rv)
-             || APR_STATUS_IS_ENAMETOOLONG(rv)) {
-        result = RESTORE_NO_FILE;
-    }
-    free(k.buffer);
-
-    switch (result) {
-    case RESTORED:
-        s->origin = ORIGIN_FILE;
-        s->header->stored = (apr_uint64_t)apr_time_now();
-        ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
-                     APLOGNO(02335) "restoring %s: %u of %u slots in use",
-                     s->store, slotmem_table_count(&s->table),
-                     s->layout.item_num);
-        break;
-    case RESTORE_NO_FILE:
-        ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf,
-                     APLOGNO(02335) "restoring %s: no such file yet", s->store);
-        break;
-    case RESTORE_NOT_FIT:
-        store_put_aside(s,
-                        "it is whole, but was stored with another size or "
-                        "number of slots or another type, and does not fit "
-                        "the configuration of today",
-                        0, p);
-        break;
-    case RESTORE_DAMAGED:
-        store_put_aside(s,
-                        "it is cut short or damaged (its length, descriptor "
-                        "or MD5 is wrong)",
-                        0, p);
-        break;
-    case RESTORE_FAILED:
-        store_put_aside(s, "it cannot be read", rv, p);
-        break;
-    }
-    apr_pool_destroy(p);
-}
-
-/* ==================== checkpoint ==================== */
-
-/*
- * A power cut, or a container that dies with its /dev/shm, shall cost no more
- * than a short while: about every ten seconds a helper process stores what
- * the parent would store at a stop.  The parent forks it from the monitor
- * hook and goes on; shared mappings are not copied by fork, so that is quick
- * at any size.  The helper tells by its exit status how long the next one has
- * to wait, so that no amount of state becomes a burden: the longest of ten
- * seconds, fifty times what this one took, and the time its bytes would take
- * at 64 KiB a second.
+ * What this server is to its runtime directory is one value, moved by one
+ * function, runtime_look, at every start, stop, restart and monitor round.
+ * Everything else asks runtime_may_write().
  *
- * The parent stops a helper before it stores for itself, and the two write
- * different new files, so a helper that a dead disk held in the kernel can
- * neither delay the stop for long nor replace what was stored after it: the
- * SIGKILL is waiting for it when the kernel lets go.
- */
-
-/* The monitor hook comes about every 10 s: better one checkpoint early than
- * ten seconds late.  SHARE: so many times what the last one took. */
-#define CHECKPOINT_PAUSE     apr_time_from_sec(10)
-#define CHECKPOINT_EARLY     apr_time_from_sec(1)
-#define CHECKPOINT_SHARE     50
-#define CHECKPOINT_BYTES_SEC 65536
-#define CHECKPOINT_SLOW      apr_time_from_sec(300)
-#define CHECKPOINT_STOP_WAIT apr_time_from_sec(2)
-
-/* Exit status CHECKPOINT_CODE + k: the pause is 10 s times 1.25^k.  Above the
- * signals, since APR reports the number of a fatal signal in the same place. */
-#define CHECKPOINT_CODE  65
-#define CHECKPOINT_CODES 62
-
-static struct {
-    apr_proc_t proc;
-    apr_pool_t *pool; /* NULL: no helper runs */
-    apr_time_t began;
-    int was_slow;
-    int called_off; /* by a stop or restart */
-} checkpoint;
-
-static apr_time_t checkpoint_pause(int code)
-{
-    apr_time_t pause = CHECKPOINT_PAUSE;
-
-    for (code -= CHECKPOINT_CODE; code > 0; code--) {
-        pause += pause / 4;
-    }
-    return pause;
-}
-
-static int checkpoint_code(apr_time_t took, apr_uint64_t bytes)
-{
-    apr_time_t wanted = took * CHECKPOINT_SHARE;
-    apr_time_t written =
-        apr_time_from_sec((apr_int64_t)(bytes / CHECKPOINT_BYTES_SEC));
-    int code = CHECKPOINT_CODE;
-
-    wanted = written > wanted ? written : wanted;
-    while (checkpoint_pause(code) < wanted
-           && code < CHECKPOINT_CODE + CHECKPOINT_CODES - 1) {
-        code++;
-    }
-    return code;
-}
-
-/* The parent ends its helper before anything newer is stored; when it is
- * killed itself, the kernel has to, where it can. */
-static void checkpoint_die_with_parent(void)
-{
-#ifdef __linux__
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-#endif
-    if (getppid() != self.pid) {
-        _exit(0);
-    }
-}
-
-/* The helper's life.  Of the parent's it keeps the memory and the log; not
- * its listeners, which a helper on a dead disk would keep from the next
- * server.  What the MPM or a terminal sends to the whole process group, to
- * stop or restart, is not for it: its parent sends SIGKILL. */
-static void checkpoint_helper(void)
-{
-    static const int signals[] = { SIGTERM, SIGHUP,   SIGINT,
-                                   SIGUSR1, SIGWINCH, SIGPIPE };
-    apr_time_t began = apr_time_now();
-    ap_listen_rec *listener;
-    sigset_t none;
-    store_t st;
-    apr_size_t i;
-
-    for (i = 0; i < sizeof(signals) / sizeof(signals[0]); i++) {
-        apr_signal(signals[i], SIG_IGN);
-    }
-    checkpoint_die_with_parent();
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-    for (listener = ap_listeners; listener; listener = listener->next) {
-        if (listener->sd) {
-            apr_socket_close(listener->sd);
-        }
-    }
-    setpriority(PRIO_PROCESS, 0, 10);
-
-    st.bytes = 0;
-    persist_store_all(&st, STORE_SUFFIX_CHECKPOINT);
-    _exit(checkpoint_code(apr_time_now() - began, st.bytes));
-}
-
-/* Unregisters the helper, too: a cleanup of the pool does it. */
-static void checkpoint_forget(void)
-{
-    registry_lock();
-    apr_pool_destroy(checkpoint.pool);
-    checkpoint.pool = NULL;
-    registry_unlock();
-}
-
-static void checkpoint_ended(int status)
-{
-    int told;
-
-    /* The MPM passes on the exit status; APR, when it is APR that finds the
-     * helper gone at a stop or restart, the whole word that waitpid() wrote. */
-    if (status > 0xff) {
-        status = WEXITSTATUS(status);
-    }
-    told = status >= CHECKPOINT_CODE;
-    checkpoint_forget();
-    retained->checkpoint_due = checkpoint.began + checkpoint_pause(status);
-    ap_log_error(APLOG_MARK,
-                 told || checkpoint.called_off ? APLOG_TRACE1 : APLOG_WARNING,
-                 0, ap_server_conf,
-                 "slotmem_shm: checkpoint process %" APR_PID_T_FMT " ended "
-                 "with status %d%s; the next one begins %d s after it did",
-                 checkpoint.proc.pid, status,
-                 told ? "" : ", before it had stored everything",
-                 (int)apr_time_sec(checkpoint_pause(status)));
-}
-
-/* The MPM reaps the helper and calls this, for apr_proc_other_child_*. */
-static void checkpoint_maintain(int reason, void *data, int status)
-{
-    (void)data;
-    switch (reason) {
-    case APR_OC_REASON_DEATH:
-    case APR_OC_REASON_LOST:
-        if (checkpoint.pool) {
-            checkpoint_ended(status);
-        }
-        break;
-    case APR_OC_REASON_RESTART:
-        /* The MPM gathers in its children, to stop or restart. */
-        checkpoint.called_off = 1;
-        kill(checkpoint.proc.pid, SIGKILL);
-        break;
-    default:
-        break;
-    }
-}
-
-/* Before the parent stores: no helper may be at it any more. */
-static void checkpoint_stop(void)
-{
-    apr_time_t end = apr_time_now() + CHECKPOINT_STOP_WAIT;
-    apr_status_t rv;
-
-    if (!checkpoint.pool) {
-        return;
-    }
-    kill(checkpoint.proc.pid, SIGKILL);
-    do {
-        rv = apr_proc_wait(&checkpoint.proc, NULL, NULL, APR_NOWAIT);
-        if (rv == APR_CHILD_NOTDONE) {
-            apr_sleep(1000);
-        }
-    } while (rv == APR_CHILD_NOTDONE && apr_time_now() < end);
-    if (rv == APR_CHILD_NOTDONE) {
-        ap_log_error(APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
-                     "slotmem_shm: checkpoint process %" APR_PID_T_FMT " was "
-                     "killed but does not end; its disk may not answer. It "
-                     "can no longer change a stored file",
-                     checkpoint.proc.pid);
-        retained->stuck = checkpoint.proc;
-    }
-    checkpoint_forget();
-}
-
-static void checkpoint_begin(void)
-{
-    registry_lock();
-    apr_pool_create(&checkpoint.pool, registry.pool);
-    registry_unlock();
-    checkpoint.began = apr_time_now();
-    checkpoint.was_slow = 0;
-    checkpoint.called_off = 0;
-}
-
-static void checkpoint_register(void)
-{
-    /* APR finds a registration again by its data: NULL may be another's. */
-    apr_proc_other_child_register(&checkpoint.proc, checkpoint_maintain,
-                                  &checkpoint, NULL, checkpoint.pool);
-}
-
-/* After a restart: a helper that would not end is still this process's child,
- * whose end the MPM must know what to make of, and no other begins before. */
-static void checkpoint_resume(void)
-{
-    if (retained->stuck.pid) {
-        checkpoint_begin();
-        checkpoint.called_off = 1;
-        checkpoint.proc = retained->stuck;
-        retained->stuck.pid = 0;
-        checkpoint_register();
-    }
-}
-
-static void checkpoint_start(void)
-{
-    apr_status_t rv;
-
-    checkpoint_begin();
-    rv = apr_proc_fork(&checkpoint.proc, checkpoint.pool);
-    if (rv == APR_INCHILD) {
-        checkpoint_helper();
-    }
-    if (rv != APR_INPARENT) {
-        ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
-                     "slotmem_shm: no process for a checkpoint; the stored "
-                     "files grow old until one can be had");
-        checkpoint_forget();
-        retained->checkpoint_due = apr_time_now() + CHECKPOINT_PAUSE;
-        return;
-    }
-    checkpoint_register();
-    ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf,
-                 "slotmem_shm: checkpoint process %" APR_PID_T_FMT " began",
-                 checkpoint.proc.pid);
-}
-
-static int checkpoint_wanted(void)
-{
-    const ap_slotmem_instance_t *s;
-
-    for (s = registry.first; s; s = s->next) {
-        if (s->store) {
-            return 1;
-        }
-    }
-    return 0;
-}
-
-static int checkpoint_monitor(apr_pool_t *p, server_rec *server)
-{
-    apr_time_t now = apr_time_now();
-
-    (void)p;
-    if (self.is_child || !registry.pool) {
-        return DECLINED;
-    }
-    if (checkpoint.pool) {
-        if (now - checkpoint.began > CHECKPOINT_SLOW && !checkpoint.was_slow) {
-            checkpoint.was_slow = 1;
-            ap_log_error(APLOG_MARK, APLOG_WARNING, 0, server,
-                         "slotmem_shm: checkpoint process %" APR_PID_T_FMT
-                         " is still at work after %d s; no other begins "
-                         "before it ends. Is the disk of the runtime "
-                         "directory answering?",
-                         checkpoint.proc.pid,
-                         (int)apr_time_sec(now - checkpoint.began));
-        }
-        return OK;
-    }
-    if (now + CHECKPOINT_EARLY >= retained->checkpoint_due
-        && checkpoint_wanted()) {
-        checkpoint_start();
-    }
-    return OK;
-}
-
-/* ==================== take-over ==================== */
-
-/*
- * Named shared memory outlives processes that are killed.  A marker file in
- * the runtime directory says whose it is:
+ *     OWNER     we hold the lock on the marker, on the very file that its
+ *               path names.  Files are read and written, segments listed.
+ *     HEIR      another httpd holds it: one that is stopping gracefully, or
+ *               that shares the directory by mistake.  What it has is read,
+ *               from its memory or its files, but never written; our segments
+ *               are named by our run, so that children share them.  When the
+ *               lock can be had the heir becomes owner, and stores what it
+ *               has.
+ *     UNLISTED  the marker cannot be used (a read-only directory, a file
+ *               system without locks).  Files as far as the directory lets
+ *               us; what killed runs left is known by its header alone.
  *
- *     slotmem-shm 1
- *     run IDENTITY PID BOOT               a run began: 32 hex digits, ...
- *     segment GEN TYPE SIZE NUM NAME      it made this segment (NAME in hex)
- *     drop IDENTITY                       all of that run's are gone
+ * Named shared memory outlives processes that are killed.  The marker, a file
+ * in the runtime directory, lists it:
  *
- * It is 0600, locked by the parent for as long as it lives (fcntl: the kernel
- * drops the lock with its holder, and no child inherits it, so no number of a
- * process has to be believed), emptied when every segment has been removed at
- * a restart, and removed by a clean stop.  A line is written before the
- * segment is made, so nothing can be left behind unlisted.
+ *     slotmem-shm 2
+ *     run IDENTITY PID BIRTH
+ *     segment GEN BYRUN TYPE SIZE NUM NAME CLAIMS
+ *
+ * with numbers in hexadecimal but for SIZE and NUM, the name in hexadecimal
+ * digits, and the slots that the configuration claimed as "0-2,5", or "-".  A
+ * line is written before the segment is made, and all of them anew when every
+ * module has configured.
+ *
+ * The lock is fcntl's: the kernel drops it with its holder, and no child
+ * inherits it, so no number of a process has to be believed.  Two starts at
+ * once: one may lock a file that the other has just unlinked, so after locking
+ * the path is looked at again, and it has to name the locked file.
  *
  * Who finds the marker unlocked finds the segments of a run that was killed.
- * A PERSIST one becomes what create gives back (first stored, so that a
- * second kill in the middle loses nothing), the others are removed.  Geometry
- * and names come from the marker, which only the parent's user can write; the
- * segment itself must bear the run's identity in a header that fits, else it
- * is not believed.  A marker from before the machine booted lists nothing.
- *
- * Who finds it locked shares the directory with a live httpd: hands off.
+ * Geometry and names come from the marker, which only the parent's user can
+ * write; the segment itself must bear the run's identity in a header that
+ * fits, else it is not believed.
  */
 #define MARKER_NAME     "slotmem-shm.run"
-#define MARKER_TITLE    "slotmem-shm 1\n"
-#define MARKER_SIZE_MAX ((apr_off_t)64 * 1024 * 1024)
+#define MARKER_TITLE    "slotmem-shm 2\n"
+#define MARKER_SIZE_MAX ((off_t)64 * 1024 * 1024)
 
-/* A segment of a run that was killed, as the marker lists it; and, first of
- * each run, one without a name for whatever its children have made. */
+enum runtime_state {
+    RUNTIME_UNKNOWN, /* not looked at yet by this process */
+    RUNTIME_OWNER,
+    RUNTIME_HEIR,
+    RUNTIME_UNLISTED
+};
+
+static const char *const runtime_text[] = { "unknown", "owner", "heir",
+                                            "unlisted" };
+
+/* For the log and the status page of every process, not for any decision: the
+ * children can write it. */
+typedef struct {
+    volatile apr_uint32_t failing; /* storing, by the parent or its helper */
+    volatile apr_uint32_t state;   /* enum runtime_state of the parent     */
+} told_t;
+
+/*
+ * What outlives a restart, which unloads this module and loads it again, or
+ * another version of it.  The key of this bears the version of the struct, so
+ * no other version takes it for its own; it finds what this one stored.
+ */
+typedef struct {
+    enum runtime_state state;
+    pid_t pid;  /* that found it so                             */
+    int marker; /* descriptor, open while we own the directory  */
+    char path[APR_PATH_MAX];
+    unsigned char run[SLOTMEM_SHM_RUN_LEN];
+    unsigned char directory[16]; /* its identity, for headers                */
+    registry_t *former;          /* segments of the last generation, or NULL */
+    pid_t helper;                /* a checkpoint process; 0: none            */
+    int unflushed;               /* files of the last restart                */
+    int doubtful;                /* others could write the marker we found   */
+    told_t *told;                /* shared with all that this process forks  */
+} retained_t;
+
+#define RETAINED_KEY "mod_slotmem_shm 2"
+
+static retained_t *retained;
+
+/* A segment of a run that was killed, or of one that still goes on. */
 typedef struct {
     const char *name;
-    unsigned int generation;
-    ap_slotmem_type_t type;
-    apr_size_t item_size;
-    unsigned int item_num;
+    const char *key;
     unsigned char run[SLOTMEM_SHM_RUN_LEN];
-    int gone;          /* removed from the system */
-    apr_time_t stored; /* says its header: any number */
-    memory_t memory;
     ap_slotmem_instance_t *s; /* laid over its memory; NULL: not mapped */
 } orphan_t;
 
-static apr_array_header_t *orphans; /* in registry.pool; NULL: none */
+/* In the registry's pool, until every module has configured. */
+static struct {
+    apr_hash_t *by_key;  /* all that the marker lists, NULL: none          */
+    apr_hash_t *by_name; /* those that are mapped, the latest of each name */
+    int unseen;          /* a persisted one is listed, and not mapped      */
+} orphans;
 
-static const char *run_text(const unsigned char *run, apr_pool_t *p)
+static int runtime_may_write(void)
 {
-    return apr_pescape_hex(p, run, SLOTMEM_SHM_RUN_LEN, 0);
+    return retained->state != RUNTIME_HEIR;
 }
 
-static int run_parse(const char *text, unsigned char *run)
+/* -- the marker's text -- */
+
+typedef struct {
+    char *bytes; /* malloc'ed */
+    apr_size_t len, room;
+} text_t;
+
+static void text_add(text_t *t, const char *more)
 {
-    apr_size_t len = 0;
+    apr_size_t len = strlen(more);
 
-    return text && strlen(text) == 2 * SLOTMEM_SHM_RUN_LEN
-           && apr_unescape_hex(run, text, APR_ESCAPE_STRING, 0, &len)
-                  == APR_SUCCESS
-           && len == SLOTMEM_SHM_RUN_LEN;
-}
+    if (t->len + len + 1 > t->room) {
+        apr_size_t room = 2 * (t->len + len + 1);
+        char *bytes = realloc(t->bytes, room);
 
-/* Which boot of the machine this is; "-" where the system does not say. */
-static const char *boot_text(apr_pool_t *p)
-{
-    char text[64];
-    apr_size_t len = sizeof(text) - 1;
-    apr_file_t *file;
-
-    if (apr_file_open(&file, "/proc/sys/kernel/random/boot_id", APR_FOPEN_READ,
-                      APR_OS_DEFAULT, p)
-        != APR_SUCCESS) {
-        return "-";
+        if (!bytes) {
+            return;
+        }
+        t->bytes = bytes;
+        t->room = room;
     }
-    if (apr_file_read(file, text, &len) != APR_SUCCESS) {
-        len = 0;
-    }
-    apr_file_close(file);
-    text[len] = '\0';
-    text[strcspn(text, " \n")] = '\0';
-    return text[0] ? apr_pstrdup(p, text) : "-";
+    memcpy(t->bytes + t->len, more, len + 1);
+    t->len += len;
 }
 
-static void marker_append(const char *line)
+static void text_add_run(text_t *t, apr_pool_t *p)
 {
-    apr_status_t rv;
+    text_add(t, apr_psprintf(p, "run %s %" APR_PID_T_FMT " %x\n",
+                             hex_text(p, retained->run, sizeof(retained->run)),
+                             getpid(), self.server.birth));
+}
 
-    if (!retained->marker) {
+/* Which slots are set, as "0-2,5". */
+static void text_add_bits(text_t *t, const apr_uint64_t *bits, unsigned int num)
+{
+    unsigned int id, from, any = 0;
+    char range[32];
+
+    for (id = 0; bits && id < num; id++) {
+        if (!slotmem_set_has(bits, id)) {
+            continue;
+        }
+        for (from = id; id + 1 < num && slotmem_set_has(bits, id + 1);) {
+            id++;
+        }
+        apr_snprintf(range, sizeof(range), from == id ? "%s%u" : "%s%u-%u",
+                     any++ ? "," : "", from, id);
+        text_add(t, range);
+    }
+    text_add(t, any ? "\n" : "-\n");
+}
+
+static void text_add_segment(text_t *t, const ap_slotmem_instance_t *s,
+                             apr_pool_t *p)
+{
+    text_add(t, apr_psprintf(p, "segment %x %x %x %" APR_SIZE_T_FMT " %u %s ",
+                             mpm_generation(), s->by_run, s->type,
+                             s->layout.item_size, s->layout.item_num,
+                             hex_text(p, s->name, strlen(s->name))));
+    text_add_bits(t, s->claims, s->layout.item_num);
+}
+
+/* The set that such a text names; NULL when it names none, or is none. */
+static apr_uint64_t *bits_parse(const char *text, unsigned int num,
+                                apr_pool_t *p)
+{
+    apr_uint64_t *bits = NULL;
+    unsigned long first, last;
+    char *end;
+
+    while (text && apr_isdigit(*text)) {
+        first = last = strtoul(text, &end, 10);
+        if (*end == '-') {
+            last = strtoul(end + 1, &end, 10);
+        }
+        if (last >= num || first > last) {
+            return NULL;
+        }
+        bits = bits ? bits : bits_make(num, p);
+        for (; first <= last; first++) {
+            slotmem_set_put(bits, (unsigned int)first, 1);
+        }
+        text = *end == ',' ? end + 1 : NULL;
+    }
+    return bits;
+}
+
+static void marker_failed(apr_status_t rv)
+{
+    ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
+                 "slotmem_shm: cannot write %s: after a kill, state is taken "
+                 "from the stored files instead of from memory. Has the disk "
+                 "of the runtime directory room?",
+                 retained->path);
+}
+
+static void marker_put(const text_t *t, off_t at)
+{
+    if (t->bytes
+        && pwrite(retained->marker, t->bytes, t->len, at) != (ssize_t)t->len) {
+        marker_failed(errno);
+    }
+}
+
+/* A segment is about to be made: from now on it is listed. */
+static void marker_add(const ap_slotmem_instance_t *s, apr_pool_t *p)
+{
+    text_t t = { 0 };
+
+    if (retained->state == RUNTIME_OWNER) {
+        text_add_segment(&t, s, p);
+        marker_put(&t, lseek(retained->marker, 0, SEEK_END));
+        free(t.bytes);
+    }
+}
+
+/*
+ * Writes the whole list anew, of what there is in this process.  From the
+ * start, and shortened afterwards: a kill in between leaves the new list, with
+ * the rest of the old one behind it.
+ */
+static void marker_write(void)
+{
+    const ap_slotmem_instance_t *s;
+    text_t t = { 0 };
+    apr_pool_t *p;
+
+    if (retained->state != RUNTIME_OWNER) {
         return;
     }
-    rv = apr_file_write_full(retained->marker, line, strlen(line), NULL);
-    if (rv != APR_SUCCESS) {
-        ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
-                     "slotmem_shm: cannot write %s: after a kill, state is "
-                     "taken from the stored files instead of from memory. Has "
-                     "the disk of the runtime directory room?",
-                     retained->marker_path);
-    }
-}
-
-static void marker_note_run(apr_pool_t *p)
-{
-    marker_append(apr_psprintf(p, "run %s %" APR_PID_T_FMT " %s\n",
-                               run_text(retained->run, p), getpid(),
-                               boot_text(p)));
-}
-
-static void marker_note_segment(const ap_slotmem_instance_t *s, apr_pool_t *p)
-{
-    marker_append(apr_psprintf(
-        p, "segment %x %x %" APR_SIZE_T_FMT " %u %s\n", mpm_generation(),
-        s->type, s->layout.item_size, s->layout.item_num,
-        apr_pescape_hex(p, s->name, strlen(s->name), 0)));
-}
-
-/* The next word of a line, and what follows it. */
-static const char *line_word(char **line)
-{
-    return apr_strtok(*line, " ", line);
-}
-
-static orphan_t *orphan_add(const char *name, const unsigned char *run,
-                            apr_pool_t *p)
-{
-    orphan_t *o;
-
-    if (!orphans) {
-        orphans = apr_array_make(p, 64, sizeof(orphan_t));
-    }
-    o = apr_array_push(orphans);
-    memset(o, 0, sizeof(*o));
-    o->name = name;
-    memcpy(o->run, run, sizeof(o->run));
-    return o;
-}
-
-static void marker_parse_segment(char *line, const unsigned char *run,
-                                 apr_pool_t *p)
-{
-    const char *gen = line_word(&line), *type = line_word(&line);
-    const char *size = line_word(&line), *num = line_word(&line);
-    const char *name = line_word(&line);
-    apr_size_t len = 0;
-    orphan_t *o;
-
-    if (!name) {
-        return;
-    }
-    name = apr_punescape_hex(p, name, 0, &len); /* bytes, without an end */
-    if (!name || !len) {
-        return;
-    }
-    o = orphan_add(apr_pstrmemdup(p, name, len), run, p);
-    o->generation = (unsigned int)apr_strtoi64(gen, NULL, 16);
-    o->type = (ap_slotmem_type_t)apr_strtoi64(type, NULL, 16);
-    o->item_size = (apr_size_t)apr_strtoi64(size, NULL, 10);
-    o->item_num = (unsigned int)apr_strtoi64(num, NULL, 10);
-}
-
-static void orphans_drop(const unsigned char *run)
-{
-    int i;
-
-    for (i = 0; orphans && i < orphans->nelts; i++) {
-        orphan_t *o = &APR_ARRAY_IDX(orphans, i, orphan_t);
-        if (memcmp(o->run, run, sizeof(o->run)) == 0) {
-            o->gone = 1;
+    apr_pool_create_unmanaged_ex(&p, NULL, NULL);
+    text_add(&t, MARKER_TITLE);
+    text_add_run(&t, p);
+    for (s = registry ? registry->first : NULL; s; s = s->next) {
+        if (s->key) {
+            text_add_segment(&t, s, p);
         }
+        apr_pool_clear(p);
     }
-}
-
-/* Fills `orphans` from the marker's text; a line without its end was being
- * written when the parent died, before the segment was made. */
-static void marker_parse(char *text, apr_pool_t *p)
-{
-    unsigned char run[SLOTMEM_SHM_RUN_LEN], dropped[SLOTMEM_SHM_RUN_LEN];
-    const char *boot = boot_text(p);
-    int believed = 0;
-    char *end, *line = text;
-
-    if (strncmp(text, MARKER_TITLE, sizeof(MARKER_TITLE) - 1) != 0) {
-        return;
+    marker_put(&t, 0);
+    if (ftruncate(retained->marker, (off_t)t.len) != 0) {
+        marker_failed(errno);
     }
-    for (; (end = strchr(line, '\n')) != NULL; line = end + 1) {
-        char *rest = line;
-        const char *what;
-
-        *end = '\0';
-        what = line_word(&rest);
-        if (what && !strcmp(what, "run")) {
-            believed = run_parse(line_word(&rest), run)
-                       && line_word(&rest) /* the pid */
-                       && !strcmp(rest, boot);
-            if (believed) {
-                orphan_add(NULL, run, p);
-            }
-        }
-        else if (what && !strcmp(what, "segment") && believed) {
-            marker_parse_segment(rest, run, p);
-        }
-        else if (what && !strcmp(what, "drop")
-                 && run_parse(line_word(&rest), dropped)) {
-            orphans_drop(dropped);
-        }
-    }
-}
-
-/* The marker, opened so that a link planted in its place is not followed. */
-static apr_status_t marker_open(const char *path, apr_pool_t *p)
-{
-    const int flags = O_RDWR | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC;
-    apr_os_file_t fd = open(path, flags, 0600);
-    struct stat st;
-
-    if (fd < 0 && errno == ELOOP) {
-        unlink(path);
-        fd = open(path, flags | O_EXCL, 0600);
-    }
-    if (fd < 0) {
-        return errno;
-    }
-    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_nlink != 1
-        || st.st_uid != geteuid() || (st.st_mode & 0077)) {
-        close(fd);
-        return APR_EACCES;
-    }
-    return apr_os_file_put(&retained->marker, &fd,
-                           APR_FOPEN_READ | APR_FOPEN_WRITE | APR_FOPEN_APPEND,
-                           p);
+    free(t.bytes);
+    apr_pool_destroy(p);
 }
 
 static void marker_close(void)
 {
-    if (retained->marker) {
-        apr_file_close(retained->marker);
-        retained->marker = NULL;
+    if (retained->marker >= 0) {
+        close(retained->marker);
+        retained->marker = -1;
     }
 }
 
+/* Does the path name the open file? */
+static int marker_is_named(int fd, const char *path, struct stat *open_one)
+{
+    struct stat named;
+
+    return fstat(fd, open_one) == 0 && lstat(path, &named) == 0
+           && open_one->st_dev == named.st_dev
+           && open_one->st_ino == named.st_ino;
+}
+
 /* APR_SUCCESS, or APR_EBUSY with the pid of whoever holds it. */
-static apr_status_t marker_lock(pid_t *holder)
+static apr_status_t marker_lock(int fd, pid_t *holder)
 {
     struct flock lock;
-    apr_os_file_t fd;
 
-    apr_os_file_get(&fd, retained->marker);
     memset(&lock, 0, sizeof(lock));
     lock.l_type = F_WRLCK;
     lock.l_whence = SEEK_SET;
@@ -2278,459 +2179,1397 @@ static apr_status_t marker_lock(pid_t *holder)
     return APR_EBUSY;
 }
 
-/* The text of the marker; "" when there is none to be believed. */
-static char *marker_text(apr_pool_t *p)
+/* The marker, opened so that a link planted in its place is not followed and
+ * a pipe not waited for. */
+static apr_status_t marker_open(const char *path, int *fd)
 {
-    apr_finfo_t info;
-    apr_size_t got = 0;
-    char *text;
+    const int flags = O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
+    struct stat st;
 
-    if (apr_file_info_get(&info, APR_FINFO_SIZE, retained->marker)
-            != APR_SUCCESS
-        || info.size > MARKER_SIZE_MAX) {
-        return apr_pstrdup(p, "");
+    *fd = open(path, flags, 0600);
+    if (*fd < 0 && platform_is_symlink_error(errno)) {
+        unlink(path);
+        *fd = open(path, flags | O_EXCL, 0600);
     }
-    text = apr_pcalloc(p, (apr_size_t)info.size + 1);
-    apr_file_read_full(retained->marker, text, (apr_size_t)info.size, &got);
-    text[got] = '\0';
-    return text;
-}
-
-/* Is that the header of the segment that the marker lists?  What else is asked
- * of it is read here, under the guard, since children of the killed run may
- * still be there to take its pages away. */
-static apr_status_t orphan_check_unguarded(void *ctx)
-{
-    orphan_t *o = ctx;
-    struct slotmem_shm_header *h =
-        header_at(apr_shm_baseaddr_get(o->memory.shm));
-    ap_slotmem_type_t type = 0;
-    layout_t found;
-    apr_status_t rv = header_check(h, o->memory.size - SLOTMEM_SHM_ALIGN,
-                                   o->run, &found, &type);
-
-    o->stored = rv == APR_SUCCESS ? (apr_time_t)h->stored : 0;
-    return rv == APR_SUCCESS && type == o->type
-                   && found.item_size == o->item_size
-                   && found.item_num == o->item_num
-               ? APR_SUCCESS
-               : APR_EINVAL;
-}
-
-/* Lays the orphan over its memory, if that is to be believed. */
-static apr_status_t orphan_map(orphan_t *o, apr_pool_t *p)
-{
-    ap_slotmem_instance_t *s = apr_pcalloc(p, sizeof(*s));
-    apr_status_t rv;
-
-    s->name = o->name;
-    s->type = o->type;
-    s->store = name_store(p, o->name);
-    o->memory.key = name_key(p, o->name, o->generation);
-    o->memory.pool = p;
-    if (!o->memory.key || !s->store
-        || layout_make(&s->layout, o->item_size, o->item_num) != APR_SUCCESS) {
-        return APR_EINVAL;
+    if (*fd < 0) {
+        return errno;
     }
-    o->memory.size = layout_request(&s->layout);
-    rv = memory_attach(&o->memory);
-    if (rv != APR_SUCCESS) {
-        return rv;
+    if (fstat(*fd, &st) != 0 || !S_ISREG(st.st_mode)
+        || st.st_uid != geteuid()) {
+        close(*fd);
+        return APR_EACCES;
     }
-    rv = guarded(orphan_check_unguarded, o);
-    if (rv != APR_SUCCESS) {
-        apr_shm_detach(o->memory.shm);
-        return rv;
-    }
-    segment_lay(s, apr_shm_baseaddr_get(o->memory.shm));
-    o->s = s;
     return APR_SUCCESS;
 }
 
-/*
- * Has somebody stored since the run was killed, as httpd's own module does
- * when it is put in place of this one for a while?  Then the file is newer
- * than the memory.  What the run itself did to the file it noted, in the
- * segment or by a line in the marker (`noted`), within a moment.
- */
-#define STORED_SINCE apr_time_from_sec(2)
-
-static int orphan_is_outdated(const orphan_t *o, apr_time_t noted,
-                              apr_pool_t *p)
+/* Could nobody but this user have written it? */
+static int marker_is_private(const struct stat *st)
 {
-    apr_time_t last = o->stored > noted ? o->stored : noted;
-    apr_finfo_t info;
-
-    return apr_stat(&info, o->s->store, APR_FINFO_MTIME, p) == APR_SUCCESS
-           && info.mtime - STORED_SINCE > last;
+    return !(st->st_mode & 0077) && st->st_nlink == 1;
 }
 
-static void orphan_detach(orphan_t *o)
+/* The text of an open marker, malloc'ed; NULL when there is none. */
+static char *marker_read(int fd)
 {
-    if (o->s) {
-        apr_shm_detach(o->memory.shm);
-        o->s = NULL;
+    struct stat st;
+    ssize_t got;
+    char *text;
+
+    if (fstat(fd, &st) != 0 || st.st_size >= MARKER_SIZE_MAX
+        || (text = malloc((size_t)st.st_size + 1)) == NULL) {
+        return NULL;
     }
-}
-
-/* What is to be kept goes to its stored file before anything is removed, so
- * a second kill at any moment from here on loses nothing. */
-static void orphans_store(apr_time_t noted, apr_pool_t *p)
-{
-    store_t st;
-    int i;
-
-    if (store_begin(&st, STORE_SUFFIX_STOP) != APR_SUCCESS) {
-        return;
-    }
-    for (i = 0; i < orphans->nelts; i++) {
-        orphan_t *o = &APR_ARRAY_IDX(orphans, i, orphan_t);
-
-        if (o->gone || !(o->type & AP_SLOTMEM_TYPE_PERSIST)
-            || orphan_map(o, p) != APR_SUCCESS) {
-            continue;
-        }
-        if (orphan_is_outdated(o, noted, p)) {
-            ap_log_error(APLOG_MARK, APLOG_NOTICE, 0, ap_server_conf,
-                         "slotmem_shm: %s was stored after the run whose "
-                         "memory is still there had been killed: the file is "
-                         "used, and not the memory",
-                         o->s->store);
-            orphan_detach(o);
-            continue;
-        }
-        persist_store(&st, o->s);
-    }
-    store_end(&st);
-}
-
-/* Does the object bear the run's identity, or nothing, since the kill came
- * before anything was written to it? */
-static apr_status_t orphan_bears_unguarded(void *ctx)
-{
-    const orphan_t *o = ctx;
-    const unsigned char *base = apr_shm_baseaddr_get(o->memory.shm);
-    const struct slotmem_shm_header *h = header_at((void *)base);
-    const unsigned char *end = (const unsigned char *)(h + 1);
-
-    return o->memory.size >= SLOTMEM_SHM_ALIGN + sizeof(*h)
-                   && (memcmp(h->run, o->run, sizeof(o->run)) == 0
-                       || all_zero(base, (apr_size_t)(end - base)))
-               ? APR_SUCCESS
-               : APR_EINVAL;
-}
-
-/* The key of a relative name is in the directory that is ours; an object
- * under an absolute one may be another server's. */
-static int orphan_is_ours(orphan_t *o, const char *key, apr_pool_t *p)
-{
-    apr_status_t rv;
-
-    if (o->s || !name_is_absolute(o->name)) {
-        return 1;
-    }
-    o->memory.key = key;
-    o->memory.pool = p;
-    o->memory.size = 0;
-    rv = memory_attach(&o->memory);
-    if (rv != APR_SUCCESS) {
-        return APR_STATUS_IS_EOF(rv); /* it never got a size */
-    }
-    rv = guarded(orphan_bears_unguarded, o);
-    apr_shm_detach(o->memory.shm);
-    return rv == APR_SUCCESS;
-}
-
-/* Takes the orphan's name off the system.  Its mapping, if any, stays. */
-static void orphan_unlink(orphan_t *o, apr_pool_t *p)
-{
-    const char *key = o->name ? name_key(p, o->name, o->generation) : NULL;
-
-    if (key && !o->gone && orphan_is_ours(o, key, p)) {
-        apr_shm_remove(key, p);
-    }
-    o->gone = 1;
-}
-
-static int orphans_left(void)
-{
-    int i;
-
-    for (i = 0; orphans && i < orphans->nelts; i++) {
-        if (!APR_ARRAY_IDX(orphans, i, orphan_t).gone) {
-            return 1;
-        }
-    }
-    return 0;
+    got = pread(fd, text, (size_t)st.st_size, 0);
+    text[got > 0 ? got : 0] = '\0';
+    return text;
 }
 
 /*
- * Frees the name for a segment that is about to be made.  Of several orphans
- * of that name (a restart was under way when the kill came) the latest that
- * is mapped is the one to go on with; NULL when there is none.
+ * Opens and locks the file that the path names.  One that others could write
+ * (a volume's fsGroup gives them the right) or that has a second name is
+ * replaced by a new one with the same text: the segments that it lists have
+ * to be this user's and to bear their run's identity in any case.
  */
-static orphan_t *orphans_take(const char *name, apr_pool_t *p)
+static apr_status_t marker_take(const char *path, pid_t *holder)
 {
-    orphan_t *latest = NULL;
-    int i;
+    apr_status_t rv = APR_EACCES;
+    char *text = NULL;
+    struct stat st;
+    int fd, tries;
 
-    for (i = 0; orphans && i < orphans->nelts; i++) {
-        orphan_t *o = &APR_ARRAY_IDX(orphans, i, orphan_t);
-
-        if (!o->gone && o->name && !strcmp(o->name, name)) {
-            orphan_unlink(o, p);
-            latest = o->s ? o : latest;
+    for (tries = 0; tries < 10 && retained->marker < 0; tries++) {
+        rv = marker_open(path, &fd);
+        if (rv != APR_SUCCESS) {
+            break;
         }
-    }
-    return latest;
-}
-
-/* Says that this run is on, and looks for one that was killed. */
-static void marker_begin(apr_pool_t *p)
-{
-    apr_finfo_t info;
-    apr_time_t noted = 0;
-
-    if (apr_file_info_get(&info, APR_FINFO_MTIME, retained->marker)
-        == APR_SUCCESS) {
-        noted = info.mtime;
-    }
-    apr_generate_random_bytes(retained->run, sizeof(retained->run));
-    marker_parse(marker_text(p), p);
-    if (orphans_left()) {
-        marker_append("\n"); /* the last line may have no end */
-    }
-    else {
-        orphans = NULL;
-        apr_file_trunc(retained->marker, 0);
-        marker_append(MARKER_TITLE);
-    }
-    marker_note_run(p);
-    /* Else this server has stored since the other one was killed. */
-    if (orphans && !retained->unmarked) {
-        orphans_store(noted, p);
-    }
-    retained->unmarked = 0;
-}
-
-/*
- * Makes the runtime directory ours, once a generation.  Only for a
- * configuration that will run: the pass before that only checks, and the
- * process it checks in is not the one that stays when the server detaches.
- */
-static void runtime_claim(void)
-{
-    apr_pool_t *p = registry.pool;
-    const char *path = ap_runtime_dir_relative(p, MARKER_NAME);
-    pid_t holder = 0;
-    apr_status_t rv;
-
-    if (registry.claimed) {
-        return;
-    }
-    registry.claimed = 1;
-    if (retained->marker && retained->pid == getpid() && path
-        && !strcmp(path, retained->marker_path)) {
-        return;
-    }
-    if (retained->marker && retained->pid == getpid()) {
-        /* DefaultRuntimeDir has changed; every segment is gone by now. */
-        apr_file_remove(retained->marker_path, p);
-    }
-    marker_close();
-    retained->pid = getpid();
-    apr_generate_random_bytes(retained->run, sizeof(retained->run));
-    if (!path) {
-        return;
-    }
-    apr_cpystrn(retained->marker_path, path, sizeof(retained->marker_path));
-
-    rv = marker_open(path, ap_pglobal);
-    if (rv == APR_SUCCESS) {
-        rv = marker_lock(&holder);
-    }
-    if (rv == APR_SUCCESS) {
-        marker_begin(p);
-        return;
-    }
-    marker_close();
-    if (rv == APR_EBUSY) {
-        registry.isolated = 1;
-        ap_log_error(APLOG_MARK, APLOG_ERR, 0, ap_server_conf,
-                     "slotmem_shm: another httpd (process %" APR_PID_T_FMT
-                     ") uses this runtime directory (%s is locked). Its "
-                     "memory and files are left alone: nothing is stored or "
-                     "restored here. Give each server a DefaultRuntimeDir of "
-                     "its own",
-                     holder, path);
-        return;
-    }
-    retained->unmarked = 1;
-    ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
-                 "slotmem_shm: cannot use %s; after a kill, state is taken "
-                 "from the stored files instead of from memory, and shared "
-                 "memory may be left behind. Check owner and permissions of "
-                 "the runtime directory",
-                 path);
-}
-
-/* What a killed run left, and the fresh segment that it is to fill. */
-typedef struct {
-    ap_slotmem_instance_t *s;
-    const ap_slotmem_instance_t *old;
-} adopt_t;
-
-static apr_status_t adopt_copy_unguarded(void *ctx)
-{
-    ap_slotmem_instance_t *s = ((adopt_t *)ctx)->s;
-    const ap_slotmem_instance_t *old = ((adopt_t *)ctx)->old;
-    unsigned int id;
-    int cut = 0;
-
-    image_take_slots(s, 0, (const unsigned char *)old->slots,
-                     old->layout.slots_len, &cut);
-    if (!(s->type & AP_SLOTMEM_TYPE_CLEARINUSE)) {
-        for (id = slotmem_table_next_used(&old->table, 0);
-             id < old->layout.item_num;
-             id = slotmem_table_next_used(&old->table, id + 1)) {
-            if (id >= s->layout.item_num) {
-                cut = 1;
+        rv = marker_lock(fd, holder);
+        if (rv == APR_SUCCESS && marker_is_named(fd, path, &st)) {
+            if (marker_is_private(&st)) {
+                retained->marker = fd;
                 break;
             }
-            slotmem_table_fgrab(&s->table, id);
+            retained->doubtful |= (st.st_mode & 0022) != 0;
+            free(text);
+            text = marker_read(fd);
+            unlink(path);
         }
+        close(fd);
+        if (rv == APR_EBUSY && *holder == retained->pid) {
+            /* Ourselves, before the server detached, about to end. */
+            apr_sleep(apr_time_from_msec(50));
+        }
+        else if (rv != APR_SUCCESS) {
+            break;
+        }
+        rv = APR_EACCES;
     }
-    /* What a kill left half written stays marked as such. */
-    for (id = 0; id < old->layout.item_num && id < s->layout.item_num; id++) {
-        slotmem_locks_tear(&s->locks, id, slotmem_locks_torn(&old->locks, id));
+    if (text && retained->marker >= 0 && st.st_size == 0) {
+        const text_t same = { text, strlen(text), 0 };
+
+        marker_put(&same, 0);
     }
-    return cut ? APR_EMISMATCH : APR_SUCCESS;
+    free(text);
+    return rv;
 }
 
-/* Copies a killed run's segment into the fresh one, by the rule of a stored
- * file: nothing of it may be cut off. */
-static int adopt_fill(ap_slotmem_instance_t *s,
-                      const ap_slotmem_instance_t *old)
+/* Who we are, in the headers of our segments and to those of killed runs: the
+ * directory by its number, too, since several containers may share their
+ * memory and call their directories alike. */
+static void runtime_begin(const char *path)
 {
-    adopt_t a = { s, old };
+    struct {
+        dev_t dev;
+        ino_t ino;
+        char path[APR_PATH_MAX];
+    } id;
+    struct stat st;
+    apr_pool_t *p = scratch_pool();
 
-    if (old->layout.item_size != s->layout.item_size || old->type != s->type) {
-        return 0;
+    memset(&id, 0, sizeof(id));
+    if (path && stat(name_directory(p, path), &st) == 0) {
+        id.dev = st.st_dev;
+        id.ino = st.st_ino;
     }
-    if (guarded(adopt_copy_unguarded, &a) != APR_SUCCESS) {
-        segment_wipe(s);
-        return 0;
+    apr_cpystrn(id.path, path ? path : "", sizeof(id.path));
+    apr_md5(retained->directory, &id, sizeof(id));
+    apr_generate_random_bytes(retained->run, sizeof(retained->run));
+    apr_pool_destroy(p);
+}
+
+static void runtime_log(enum runtime_state before, apr_status_t rv,
+                        pid_t holder)
+{
+    if (retained->state == RUNTIME_HEIR) {
+        ap_log_error(APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
+                     "slotmem_shm: another httpd (process %" APR_PID_T_FMT
+                     ") uses this runtime directory (%s is locked). This one "
+                     "begins with what that one has, and leaves its memory and "
+                     "files alone: nothing is stored here before it has ended. "
+                     "If it is not about to, give each server a "
+                     "DefaultRuntimeDir of its own",
+                     holder, retained->path);
     }
-    slotmem_table_hint_all(&s->table);
+    else if (retained->state == RUNTIME_UNLISTED) {
+        ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
+                     "slotmem_shm: cannot use %s; after a kill, state is taken "
+                     "from the stored files instead of from memory. Check "
+                     "owner and permissions of the runtime directory, and "
+                     "whether its file system has locks",
+                     retained->path);
+    }
+    else if (before == RUNTIME_HEIR || before == RUNTIME_UNLISTED) {
+        ap_log_error(APLOG_MARK, APLOG_NOTICE, 0, ap_server_conf,
+                     "slotmem_shm: the runtime directory is ours now (%s)",
+                     retained->path);
+    }
+}
+
+/* The only place where the state changes; *before is what it was.  1 if the
+ * marker is another file than at the last look: nothing is listed in it. */
+static int runtime_look(enum runtime_state *before)
+{
+    apr_pool_t *p = scratch_pool();
+    const char *path = ap_runtime_dir_relative(p, MARKER_NAME);
+    apr_status_t rv = APR_SUCCESS;
+    pid_t holder = 0;
+    struct stat st;
+    int fresh;
+
+    *before = retained->state;
+    if (retained->pid != getpid() || !path
+        || strcmp(path, retained->path) != 0) {
+        /* A new server, one that has just detached, or one whose
+         * DefaultRuntimeDir has changed. */
+        if (retained->state == RUNTIME_OWNER && retained->pid == getpid()) {
+            unlink(retained->path);
+        }
+        marker_close();
+        *before = RUNTIME_UNKNOWN;
+        runtime_begin(path);
+    }
+    if (retained->marker >= 0
+        && (!path || !marker_is_named(retained->marker, path, &st)
+            || !marker_is_private(&st)
+            || marker_lock(retained->marker, &holder) != APR_SUCCESS)) {
+        marker_close(); /* somebody has removed or replaced it */
+    }
+    fresh = retained->marker < 0;
+    if (fresh) {
+        rv = path ? marker_take(path, &holder) : APR_ENOTDIR;
+    }
+    retained->state = rv == APR_SUCCESS ? RUNTIME_OWNER
+                      : rv == APR_EBUSY ? RUNTIME_HEIR
+                                        : RUNTIME_UNLISTED;
+    retained->told->state = retained->state;
+    retained->pid = getpid();
+    apr_cpystrn(retained->path, path ? path : "", sizeof(retained->path));
+    if (retained->state != *before) {
+        runtime_log(*before, rv, holder);
+    }
+    apr_pool_destroy(p);
+    return fresh && retained->state == RUNTIME_OWNER;
+}
+
+/* -- what others have left -- */
+
+/* Maps what the marker lists, if it is just that. */
+static void orphan_map(orphan_t *o, unsigned int type, const char *size,
+                       const char *num, const char *claims)
+{
+    apr_pool_t *p = registry->pool;
+    ap_slotmem_instance_t *s = apr_pcalloc(p, sizeof(*s));
+
+    s->name = o->name;
+    s->store = name_store(p, o->name);
+    if (!s->store || segment_open(s, o->key, o->run) != APR_SUCCESS) {
+        return;
+    }
+    if (s->type != type
+        || s->layout.item_size != (apr_size_t)apr_strtoi64(size, NULL, 10)
+        || s->layout.item_num != (unsigned int)strtoul(num, NULL, 10)) {
+        memory_unmap(&s->memory);
+        return;
+    }
     s->origin = ORIGIN_MEMORY;
-    grown_note(s, old->layout.item_num);
-    s->header->stored = (apr_uint64_t)apr_time_now(); /* by orphans_store */
-    ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
-                 "slotmem_shm: %s goes on with the memory of a run that was "
-                 "killed: %u of %u slots in use",
-                 s->name, slotmem_table_count(&s->table), s->layout.item_num);
+    /* Whose the slots were is not for others to say. */
+    s->claims =
+        retained->doubtful ? NULL : bits_parse(claims, s->layout.item_num, p);
+    o->s = s;
+    apr_hash_set(orphans.by_name, o->name, APR_HASH_KEY_STRING, o);
+}
+
+/* A line of the marker, behind "segment ". */
+static void orphan_add(char *line, const unsigned char *run)
+{
+    apr_pool_t *p = registry->pool;
+    const char *gen = apr_strtok(line, " ", &line);
+    const char *by_run = apr_strtok(NULL, " ", &line);
+    const char *type = apr_strtok(NULL, " ", &line);
+    const char *size = apr_strtok(NULL, " ", &line);
+    const char *num = apr_strtok(NULL, " ", &line);
+    const char *hex = apr_strtok(NULL, " ", &line);
+    const char *claims = apr_strtok(NULL, " ", &line);
+    apr_size_t len = hex ? strlen(hex) / 2 : 0;
+    unsigned int bits;
+    orphan_t *o;
+    char *name;
+
+    if (!claims || !len) {
+        return;
+    }
+    name = apr_pcalloc(p, len + 1);
+    if (!hex_bytes(hex, name, len) || strlen(name) != len) {
+        return;
+    }
+    o = apr_pcalloc(p, sizeof(*o));
+    o->name = name;
+    o->key =
+        name_key(p, name, (unsigned int)strtoul(gen, NULL, 16),
+                 *by_run == '1' ? hex_text(p, run, SLOTMEM_SHM_RUN_LEN) : NULL);
+    memcpy(o->run, run, sizeof(o->run));
+    if (!o->key) {
+        return;
+    }
+    apr_hash_set(orphans.by_key, o->key, APR_HASH_KEY_STRING, o);
+    bits = (unsigned int)strtoul(type, NULL, 16);
+    if (bits & AP_SLOTMEM_TYPE_PERSIST) {
+        orphan_map(o, bits, size, num, claims);
+        orphans.unseen |= o->s == NULL;
+    }
+}
+
+/* A line without its end was being written when the parent died, before the
+ * segment was made.  Of several segments of a name (a restart was under way)
+ * the last is the one to go on with. */
+static void marker_parse(char *text)
+{
+    unsigned char run[SLOTMEM_SHM_RUN_LEN];
+    char *line = text, *end;
+    int in_run = 0;
+
+    if (strncmp(text, MARKER_TITLE, sizeof(MARKER_TITLE) - 1) != 0) {
+        return;
+    }
+    for (; (end = strchr(line, '\n')) != NULL; line = end + 1) {
+        *end = '\0';
+        if (!strncmp(line, "run ", 4)) {
+            line += 4;
+            in_run = hex_bytes(apr_strtok(line, " ", &line), run, sizeof(run));
+        }
+        else if (!strncmp(line, "segment ", 8) && in_run) {
+            orphan_add(line + 8, run);
+        }
+    }
+}
+
+/* Maps what the marker lists: of a run that was killed, or of the one that
+ * holds the directory. */
+static void orphans_find(void)
+{
+    int fd = retained->marker;
+    char *text;
+
+    orphans.by_key = apr_hash_make(registry->pool);
+    orphans.by_name = apr_hash_make(registry->pool);
+    if (fd < 0 && marker_open(retained->path, &fd) != APR_SUCCESS) {
+        return;
+    }
+    text = marker_read(fd);
+    if (text) {
+        marker_parse(text);
+        free(text);
+    }
+    if (fd != retained->marker) {
+        close(fd);
+    }
+    retained->doubtful = 0;
+}
+
+static int head_is_of(const struct slotmem_shm_header *head, const void *ctx)
+{
+    return memcmp(head->run, ((const orphan_t *)ctx)->run, sizeof(head->run))
+           == 0;
+}
+
+/* Is what lies under its key the orphan, and no other server's?  A relative
+ * name's key is in the directory that is ours; under an absolute one the
+ * object has to bear the run's identity, or nothing, since the kill came
+ * before anything was written to it. */
+static int orphan_is_there(const orphan_t *o)
+{
+    platform_object_t object;
+    int there = 0;
+
+    if (!name_is_absolute(o->name)) {
+        return 1;
+    }
+    if (platform_object_open(&object, o->key, geteuid()) == 0) {
+        there = platform_object_bears(&object, head_is_of, o) != PLATFORM_OTHER;
+        platform_object_close(&object);
+    }
+    return there;
+}
+
+/* The end of the search for an heir: unmaps them, and takes those that an
+ * owner found off the system. */
+static void orphans_end(int owner)
+{
+    apr_hash_index_t *at = NULL;
+
+    if (orphans.by_key) {
+        at = apr_hash_first(registry->pool, orphans.by_key);
+    }
+    for (; at; at = apr_hash_next(at)) {
+        orphan_t *o = apr_hash_this_val(at);
+        const ap_slotmem_instance_t *s = registry_find(registry, o->name);
+
+        if (owner && (!s || !s->key || strcmp(s->key, o->key) != 0)
+            && orphan_is_there(o)) {
+            object_remove(o->key);
+        }
+        if (o->s) {
+            memory_unmap(&o->s->memory);
+        }
+    }
+    memset(&orphans, 0, sizeof(orphans));
+}
+
+/* Of a run in this directory whose parent is gone. */
+static int head_is_left(const struct slotmem_shm_header *head, const void *ctx)
+{
+    slotmem_process_t parent;
+
+    (void)ctx;
+    parent.pid = (apr_uint32_t)head->pid;
+    parent.birth = (apr_uint32_t)head->birth;
+    return memcmp(head->directory, retained->directory, sizeof(head->directory))
+               == 0
+           && memcmp(head->run, retained->run, sizeof(head->run)) != 0
+           && process_state(parent) == PROCESS_GONE;
+}
+
+/* Of this run: what children have made, for of that the parent has no list. */
+static int head_is_ours(const struct slotmem_shm_header *head, const void *ctx)
+{
+    (void)ctx;
+    return memcmp(head->run, retained->run, sizeof(head->run)) == 0;
+}
+
+static void runtime_sweep(platform_wanted_fn *wanted)
+{
+    apr_pool_t *p = scratch_pool();
+    const char *dir = retained->state == RUNTIME_OWNER
+                          ? name_directory(p, retained->path)
+                          : NULL;
+
+    platform_shm_sweep(dir, wanted, NULL, geteuid());
+    if (geteuid() == 0 && ap_unixd_config.user_id != 0
+        && ap_unixd_config.user_id != (uid_t)-1) {
+        platform_shm_sweep(dir, wanted, NULL, ap_unixd_config.user_id);
+    }
+    apr_pool_destroy(p);
+}
+
+/* ==================== inheritance ==================== */
+
+/*
+ * What a fresh PERSIST segment of the parent's begins with, before anybody
+ * else knows it.  The first that fits, of
+ *
+ *     the generation before this one, whose memory the parent has kept,
+ *     the memory of a run that was killed (or of the one whose heir we are),
+ *     the stored file.
+ *
+ * All are copied by one rule: item size and type are the same, and nothing is
+ * cut off.  A segment that has fewer slots now keeps what lies beyond its end
+ * only where claims say whose that was: then it is a spare, and the consumer
+ * may find it ("slot claims").
+ */
+typedef struct {
+    ap_slotmem_instance_t *s;
+    const ap_slotmem_instance_t *old; /* memory; NULL: it is an image      */
+    unsigned int num;                 /* slots of what is inherited        */
+    char *beyond; /* what slots from item_num on held, malloc'ed or NULL   */
+    unsigned char *kinds;  /* of each slot, malloc'ed           */
+    int has_kinds;         /* somebody noted them               */
+    int cut;               /* something beyond the end was there */
+    apr_uint64_t stored;   /* when that was stored last          */
+    apr_uint64_t marks[2]; /* and in which file                  */
+} legacy_t;
+
+static void segment_wipe(ap_slotmem_instance_t *s)
+{
+    memset((char *)s->header + sizeof(*s->header), 0,
+           s->layout.slots_off - sizeof(*s->header));
+    memset(s->slots, 0, s->layout.slots_len);
+}
+
+/* Room for what may not fit.  0: there is none. */
+static int legacy_begin(legacy_t *g, ap_slotmem_instance_t *s,
+                        const ap_slotmem_instance_t *old, unsigned int num)
+{
+    memset(g, 0, sizeof(*g));
+    g->s = s;
+    g->old = old;
+    g->num = num;
+    if (claims_matter(s)) {
+        g->kinds = calloc((apr_size_t)num + 1, 1);
+        if (num > s->layout.item_num) {
+            g->beyond =
+                calloc(num - s->layout.item_num, s->layout.item_size + 1);
+        }
+        return g->kinds && (g->beyond || num <= s->layout.item_num);
+    }
     return 1;
 }
 
-/*
- * Segments that children made bear the run's identity too, but stand in no
- * list.  Where APR puts POSIX objects is known on Linux only; elsewhere such
- * segments stay until the machine boots.  What is removed here can at worst
- * be an object that a hostile child dressed up, and then it is its own.
- */
-static void shm_sweep(const unsigned char *run)
+static int legacy_has_configured(const legacy_t *g)
 {
-#ifdef __linux__
-    DIR *dir = opendir("/dev/shm");
-    struct dirent *entry;
-
-    while (dir && (entry = readdir(dir)) != NULL) {
-        struct slotmem_shm_header head;
-        struct stat st;
-        int fd, ours;
-
-        if (strncmp(entry->d_name, "ShM.", 4) != 0) {
-            continue;
-        }
-        fd = openat(dirfd(dir), entry->d_name,
-                    O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-        if (fd < 0) {
-            continue;
-        }
-        ours = fstat(fd, &st) == 0 && S_ISREG(st.st_mode)
-               && pread(fd, &head, sizeof(head), SLOTMEM_SHM_ALIGN)
-                      == (ssize_t)sizeof(head)
-               && head.magic == SLOTMEM_SHM_MAGIC
-               && memcmp(head.run, run, sizeof(head.run)) == 0;
-        close(fd);
-        if (ours) {
-            unlinkat(dirfd(dir), entry->d_name, 0);
-        }
-    }
-    if (dir) {
-        closedir(dir);
-    }
-#else
-    (void)run;
-#endif
+    return g->has_kinds && g->kinds
+           && memchr(g->kinds, SLOTMEM_SHM_KIND_CONFIGURED, g->num) != NULL;
 }
 
-/* Once every consumer has created its segments: what the killed run left and
- * nobody asked for is removed. */
-static void takeover_finish(void)
+/* It has been copied.  0, and an empty segment, if it must not be. */
+static int legacy_end(legacy_t *g, int good)
 {
-    apr_pool_t *p;
-    int i;
+    ap_slotmem_instance_t *s = g->s;
 
-    if (!orphans) {
-        return;
+    if (g->beyond && !legacy_has_configured(g)
+        && !slotmem_all_zero(g->beyond, (g->num - s->layout.item_num)
+                                            * s->layout.item_size)) {
+        g->cut = 1;
     }
-    apr_pool_create(&p, registry.pool);
-    for (i = 0; i < orphans->nelts; i++) {
-        orphan_t *o = &APR_ARRAY_IDX(orphans, i, orphan_t);
-
-        orphan_unlink(o, p);
-        orphan_detach(o);
-    }
-    for (i = 0; i < orphans->nelts; i++) {
-        orphan_t *o = &APR_ARRAY_IDX(orphans, i, orphan_t);
-
-        if (!o->name) {
-            shm_sweep(o->run);
-            marker_append(apr_psprintf(p, "drop %s\n", run_text(o->run, p)));
+    good = good && !g->cut;
+    if (good) {
+        slotmem_table_hint_all(&s->table);
+        if (g->kinds) {
+            claims_make(s);
+            s->search = slotmem_search_begin(
+                &s->table, s->slots, s->layout.item_size, s->claims,
+                g->has_kinds ? g->kinds : NULL, g->num, g->beyond);
         }
-    }
-    orphans = NULL;
-    apr_pool_destroy(p);
-}
-
-/* Every segment of this run has been removed from the system: nothing is left
- * to list, unless (`left`) the server gave up before it took over what it had
- * found. */
-static void marker_end(int exiting, int left)
-{
-    apr_pool_t *p;
-
-    if (!retained->marker || retained->pid != getpid()) {
-        return;
-    }
-    shm_sweep(retained->run);
-    apr_pool_create_unmanaged_ex(&p, NULL, NULL);
-    if (left) {
-        marker_append(apr_psprintf(p, "drop %s\n", run_text(retained->run, p)));
-    }
-    else if (exiting) {
-        unlink(retained->marker_path);
+        s->header->stored = g->stored;
+        s->header->marks[0] = g->marks[0];
+        s->header->marks[1] = g->marks[1];
     }
     else {
-        apr_file_trunc(retained->marker, 0);
-        marker_append(MARKER_TITLE);
-        marker_note_run(p);
+        segment_wipe(s);
     }
-    if (exiting) {
-        marker_close();
+    free(g->kinds);
+    free(g->beyond);
+    return good;
+}
+
+/* -- from memory -- */
+
+/* Slot by slot, each whole if that can be had: the children of the generation
+ * before may still be writing. */
+static apr_status_t legacy_copy_unguarded(void *ctx)
+{
+    legacy_t *g = ctx;
+    ap_slotmem_instance_t *s = g->s;
+    const apr_size_t size = s->layout.item_size;
+    const int clear = (s->type & AP_SLOTMEM_TYPE_CLEARINUSE) != 0;
+    unsigned int patience = SLOTMEM_SNAPSHOT_TRIES, id;
+
+    g->stored = g->old->header->stored;
+    g->marks[0] = g->old->header->marks[0];
+    g->marks[1] = g->old->header->marks[1];
+    for (id = 0; id < g->num; id++) {
+        const int used = slotmem_table_used(&g->old->table, id);
+
+        if (g->kinds) {
+            g->kinds[id] = slot_kind(g->old, id, used);
+        }
+        if (id < s->layout.item_num) {
+            slotmem_locks_carry(&s->locks, id, &g->old->locks, id, &patience);
+            if (used && !clear) {
+                slotmem_table_fgrab(&s->table, id);
+            }
+            continue;
+        }
+        if (g->beyond) {
+            memcpy(g->beyond + size * (id - s->layout.item_num),
+                   slot_at(g->old, id), size);
+        }
+        else if ((used && !clear)
+                 || !slotmem_all_zero(slot_at(g->old, id), size)) {
+            g->cut = 1;
+        }
+    }
+    return APR_SUCCESS;
+}
+
+/* Copies `old`, if it is there and fits.  0 if not. */
+static int inherit_memory(ap_slotmem_instance_t *s,
+                          const ap_slotmem_instance_t *old, enum origin origin)
+{
+    legacy_t g;
+    int good;
+
+    if (!old || !old->memory.base
+        || old->layout.item_size != s->layout.item_size
+        || old->type != s->type) {
+        return 0;
+    }
+    good = legacy_begin(&g, s, old, old->layout.item_num)
+           && guarded(legacy_copy_unguarded, &g) == APR_SUCCESS;
+    g.has_kinds = g.kinds != NULL;
+    if (!legacy_end(&g, good)) {
+        return 0;
+    }
+    s->origin = origin;
+    ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
+                 "slotmem_shm: %s goes on with the %s: %u of %u slots in use",
+                 s->name,
+                 origin == ORIGIN_MEMORY ? "memory of a run that was killed"
+                                         : origin_text[origin],
+                 slotmem_table_count(&s->table), s->layout.item_num);
+    return 1;
+}
+
+/* -- from the stored file -- */
+
+static void legacy_take(void *ctx, enum slotmem_image_part part,
+                        apr_uint64_t off, const unsigned char *bytes,
+                        apr_size_t len)
+{
+    legacy_t *g = ctx;
+    const layout_t *l = &g->s->layout;
+    apr_size_t here = 0, i;
+
+    if (part == SLOTMEM_IMAGE_SLOTS) {
+        if (off < l->slots_len) {
+            here = l->slots_len - (apr_size_t)off;
+            here = here < len ? here : len;
+            memcpy(g->s->slots + off, bytes, here);
+        }
+        if (here < len && g->beyond) {
+            memcpy(g->beyond + (off + here - l->slots_len), bytes + here,
+                   len - here);
+        }
+        else if (!slotmem_all_zero(bytes + here, len - here)) {
+            g->cut = 1;
+        }
+    }
+    for (i = 0; part == SLOTMEM_IMAGE_USED && i < len; i++) {
+        if (bytes[i] && off + i < l->item_num) {
+            if (!(g->s->type & AP_SLOTMEM_TYPE_CLEARINUSE)) {
+                slotmem_table_fgrab(&g->s->table, (unsigned int)(off + i));
+            }
+        }
+        else if (bytes[i]) {
+            g->cut = 1;
+        }
+    }
+}
+
+enum restored {
+    RESTORED,
+    RESTORE_NO_FILE,
+    RESTORE_NOT_FIT, /* a whole image, but not one of this segment         */
+    RESTORE_DAMAGED,
+    RESTORE_STRANGE,   /* no regular file, or somebody else's               */
+    RESTORE_UNREADABLE /* it may be good: *rv says why it cannot be read    */
+};
+
+static enum restored image_restore(ap_slotmem_instance_t *s,
+                                   const slotmem_image_source_t *source,
+                                   const slotmem_image_t *image)
+{
+    unsigned char digest[APR_MD5_DIGESTSIZE];
+    enum slotmem_image_result result;
+    legacy_t g;
+    int room;
+
+    if (image->item_size != s->layout.item_size || image->type != s->type) {
+        result = slotmem_image_read(source, image, NULL, NULL, NULL);
+        return result == SLOTMEM_IMAGE_OK        ? RESTORE_NOT_FIT
+               : result == SLOTMEM_IMAGE_DAMAGED ? RESTORE_DAMAGED
+                                                 : RESTORE_UNREADABLE;
+    }
+    room = legacy_begin(&g, s, NULL, image->item_num);
+    errno = ENOMEM;
+    result = room ? slotmem_image_read(source, image, legacy_take, &g, digest)
+                  : SLOTMEM_IMAGE_UNREADABLE;
+    if (result == SLOTMEM_IMAGE_OK && g.kinds) {
+        int found = slotmem_image_kinds(source, image, digest, g.kinds);
+
+        g.has_kinds = found == 1;
+        result = found < 0 ? SLOTMEM_IMAGE_UNREADABLE : result;
+    }
+    if (legacy_end(&g, result == SLOTMEM_IMAGE_OK)) {
+        return RESTORED;
+    }
+    return result == SLOTMEM_IMAGE_OK        ? RESTORE_NOT_FIT
+           : result == SLOTMEM_IMAGE_DAMAGED ? RESTORE_DAMAGED
+                                             : RESTORE_UNREADABLE;
+}
+
+/* Tries what the open file may hold.  *rv says why it cannot be read. */
+static enum restored file_restore(ap_slotmem_instance_t *s,
+                                  const slotmem_image_source_t *source,
+                                  apr_status_t *rv)
+{
+    slotmem_image_t wanted, list[SLOTMEM_IMAGE_MAX];
+    enum restored result = RESTORE_DAMAGED, one;
+    int n, i;
+
+    memset(&wanted, 0, sizeof(wanted));
+    wanted.item_size = s->layout.item_size;
+    wanted.item_num = s->layout.item_num;
+    wanted.type = s->type;
+    n = slotmem_image_find(source, &wanted, list);
+    if (n < 0) {
+        *rv = errno;
+        return RESTORE_UNREADABLE;
+    }
+    for (i = 0; i < n; i++) {
+        one = image_is_huge(s, &list[i]) ? RESTORE_NOT_FIT
+                                         : image_restore(s, source, &list[i]);
+        if (one == RESTORED || one == RESTORE_UNREADABLE) {
+            *rv = errno;
+            return one;
+        }
+        result = one == RESTORE_NOT_FIT ? one : result;
+    }
+    return result;
+}
+
+static enum restored persist_restore_once(ap_slotmem_instance_t *s,
+                                          apr_status_t *rv, apr_pool_t *p)
+{
+    slotmem_image_source_t source = { -1, NULL, 0 };
+    enum restored result;
+    apr_os_file_t fd = -1;
+    apr_file_t *file = NULL;
+    struct stat st;
+
+    *rv = stored_open(&file, s->store, &st, p);
+    if (APR_STATUS_IS_ENOENT(*rv) || APR_STATUS_IS_ENOTDIR(*rv)
+        || APR_STATUS_IS_ENAMETOOLONG(*rv)) {
+        return RESTORE_NO_FILE;
+    }
+    if (*rv != APR_SUCCESS) {
+        return *rv == APR_EINVAL ? RESTORE_STRANGE : RESTORE_UNREADABLE;
+    }
+    apr_os_file_get(&fd, file);
+    source.fd = fd;
+    source.size = (apr_uint64_t)st.st_size;
+    result = file_restore(s, &source, rv);
+    apr_file_close(file);
+    if (result == RESTORED) {
+        stored_note(s, &st);
+    }
+    return result;
+}
+
+static void restore_refused(ap_slotmem_instance_t *s, const char *why,
+                            apr_status_t rv, apr_pool_t *p)
+{
+    s->origin = ORIGIN_BAD_FILE;
+    if (runtime_may_write()) { /* else it is somebody else's to judge */
+        store_put_aside(s, why, apr_pstrcat(p, s->name, " starts empty", NULL),
+                        rv, p);
+    }
+}
+
+/* Fills a fresh segment from its stored file, if there is one that fits.  What
+ * fails to be read (descriptors, memory, the disk) is tried again, and then
+ * left where it is: it may be good, so nothing is stored over it. */
+static void persist_restore(ap_slotmem_instance_t *s, apr_pool_t *p)
+{
+    enum restored result;
+    apr_status_t rv = APR_SUCCESS;
+    int tries;
+
+    for (tries = 0; tries < 3; tries++) {
+        result = persist_restore_once(s, &rv, p);
+        if (result != RESTORE_UNREADABLE) {
+            break;
+        }
+        apr_sleep(apr_time_from_msec(10));
+    }
+    switch (result) {
+    case RESTORED:
+        s->origin = ORIGIN_FILE;
+        ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
+                     APLOGNO(02335) "restoring %s: %u of %u slots in use",
+                     s->store, slotmem_table_count(&s->table),
+                     s->layout.item_num);
+        break;
+    case RESTORE_NO_FILE:
+        ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf,
+                     APLOGNO(02335) "restoring %s: no such file yet", s->store);
+        break;
+    case RESTORE_NOT_FIT:
+        restore_refused(s,
+                        "it is whole, but was stored with another size or "
+                        "number of slots or another type, and does not fit "
+                        "the configuration of today",
+                        0, p);
+        break;
+    case RESTORE_DAMAGED:
+        restore_refused(s,
+                        "it is cut short or damaged (its length, descriptor "
+                        "or MD5 is wrong)",
+                        0, p);
+        break;
+    case RESTORE_STRANGE:
+        restore_refused(s, "it is no regular file of this server's user", rv,
+                        p);
+        break;
+    case RESTORE_UNREADABLE:
+        s->origin = ORIGIN_UNREADABLE;
+        ap_log_error(
+            APLOG_MARK, APLOG_ERR, rv, ap_server_conf,
+            APLOGNO(02553) "slotmem_shm: %s cannot be read; %s starts "
+                           "empty. The file may be good, so it is left "
+                           "alone while this generation runs, and "
+                           "kept under another name when there is "
+                           "something else to store. Once the cause "
+                           "is gone: stop, move it back if need be, "
+                           "start",
+            s->store, s->name);
+        break;
+    }
+}
+
+/* -- which of them -- */
+
+/*
+ * Is the memory of a run that was killed to be preferred to the file?  It says
+ * which file holds it:
+ *   - it was stored, but there is no file: somebody has deleted that, to begin
+ *     anew.
+ *   - it was never stored, but there is a file: one that could not be read.
+ *   - the file is another one: httpd's own module was put in place of this one
+ *     for a while, or an administrator has put it there.
+ * The header is the children's to write, too: at worst they lose what is
+ * theirs.
+ */
+static int orphan_is_newer(const orphan_t *o)
+{
+    apr_uint64_t stored = 0;
+    struct stat st;
+    const int there = lstat(o->s->store, &st) == 0;
+    const int same = note_has(o->s, there ? &st : NULL, &stored);
+
+    if (!there && same == 0 && stored == 0) {
+        return 1;
+    }
+    if (!there && same == 0) {
+        ap_log_error(APLOG_MARK, APLOG_NOTICE, 0, ap_server_conf,
+                     "slotmem_shm: %s had been stored and has been deleted: "
+                     "%s begins anew, although memory of the killed run is "
+                     "still there",
+                     o->s->store, o->name);
+    }
+    else if (same == 0 && stored) {
+        ap_log_error(APLOG_MARK, APLOG_NOTICE, 0, ap_server_conf,
+                     "slotmem_shm: %s was stored after the run whose memory "
+                     "is still there had been killed, or put there: the file "
+                     "is used, and not the memory",
+                     o->s->store);
+    }
+    return same == 1;
+}
+
+/* Leaves of the orphans those whose memory counts.  An owner has that on disk
+ * before anything is removed, so that a second kill, or a start that fails,
+ * loses nothing. */
+static void orphans_judge(void)
+{
+    const int owner = retained->state == RUNTIME_OWNER;
+    apr_hash_index_t *at;
+    store_t st;
+
+    if (apr_hash_count(orphans.by_name) == 0
+        || (owner && store_begin(&st, STORE_STOP) != APR_SUCCESS)) {
+        return;
+    }
+    for (at = apr_hash_first(registry->pool, orphans.by_name); at;
+         at = apr_hash_next(at)) {
+        orphan_t *o = apr_hash_this_val(at);
+        if (!orphan_is_newer(o)) {
+            memory_unmap(&o->s->memory);
+        }
+        else if (owner) {
+            store_segment(&st, o->s);
+        }
+    }
+    if (owner) {
+        store_end(&st, &retained->told->failing);
+    }
+}
+
+/* What the former generation left has been taken, or is not wanted. */
+static void former_end(void)
+{
+    ap_slotmem_instance_t *s =
+        retained->former ? retained->former->first : NULL;
+
+    for (; s; s = s->next) {
+        if (s->key) {
+            object_remove(s->key);
+        }
+    }
+    if (retained->former) {
+        registry_close(retained->former);
+        retained->former = NULL;
+    }
+}
+
+#define HEIR_PATIENCE apr_time_from_msec(1500)
+
+/* The first look of a server at its directory, while it configures. */
+static void runtime_arrive(void)
+{
+    enum runtime_state before;
+
+    (void)runtime_look(&before);
+    if (before == RUNTIME_UNKNOWN) {
+        registry->arrived = 1;
+        if (retained->state != RUNTIME_UNLISTED) {
+            orphans_find();
+        }
+        if (retained->state == RUNTIME_HEIR && orphans.unseen) {
+            /* The other's memory is out of sight (containers that share a
+             * volume); what it changed just now is on its way to the files,
+             * where its helper puts it each second. */
+            apr_sleep(HEIR_PATIENCE);
+        }
+        if (retained->state == RUNTIME_OWNER) {
+            const unsigned int listed = apr_hash_count(orphans.by_key);
+            text_t t = { 0 };
+            apr_pool_t *p = scratch_pool();
+
+            /* Behind what is listed, until that has been taken over; if
+             * there was nothing, what follows makes a new list. */
+            text_add(&t, listed ? "\n" : MARKER_TITLE);
+            text_add_run(&t, p);
+            marker_put(&t, listed ? lseek(retained->marker, 0, SEEK_END) : 0);
+            if (!listed && ftruncate(retained->marker, (off_t)t.len) != 0) {
+                marker_failed(errno);
+            }
+            free(t.bytes);
+            apr_pool_destroy(p);
+        }
+        if (orphans.by_name) {
+            orphans_judge();
+        }
+    }
+    registry->by_run = retained->state == RUNTIME_HEIR;
+    /* If another module, or another version of this one, has had a generation
+     * in between, what was handed over is old, and what that has stored
+     * counts. */
+    if (retained->former && retained->former->config != registry->config - 1) {
+        former_end();
+    }
+}
+
+/* The segment of that name which the generation before this one has left. */
+static ap_slotmem_instance_t *former_find(const char *name)
+{
+    return retained->former ? registry_find(retained->former, name) : NULL;
+}
+
+/*
+ * There is another marker than at the last look, and it is ours.  A former
+ * heir goes on with what it has; what
+ * the other had and it has not is stored, if its memory is still there, and
+ * then taken off the system.
+ */
+static void runtime_succeed(enum runtime_state before)
+{
+    ap_slotmem_instance_t *s;
+    apr_hash_index_t *at;
+    struct stat st;
+
+    if (before == RUNTIME_OWNER) {
+        marker_write();
+        return;
+    }
+    /* The files that are there are known, and ours to replace. */
+    for (s = registry->first; s; s = s->next) {
+        if (s->store && lstat(s->store, &st) == 0) {
+            stored_note(s, &st);
+        }
+    }
+    orphans_find();
+    for (at = apr_hash_first(registry->pool, orphans.by_name); at;
+         at = apr_hash_next(at)) {
+        orphan_t *o = apr_hash_this_val(at);
+
+        if (registry_find(registry, o->name)) {
+            apr_hash_set(orphans.by_name, o->name, APR_HASH_KEY_STRING, NULL);
+        }
+    }
+    orphans_judge();
+    orphans_end(1);
+    runtime_sweep(head_is_left);
+    marker_write();
+}
+
+/* The killed run's segment of that name, whatever its memory is worth. */
+static orphan_t *orphan_find(const char *name)
+{
+    return orphans.by_name
+               ? apr_hash_get(orphans.by_name, name, APR_HASH_KEY_STRING)
+               : NULL;
+}
+
+static void segment_inherit(ap_slotmem_instance_t *s)
+{
+    ap_slotmem_instance_t *former = former_find(s->name);
+    const orphan_t *o = orphan_find(s->name);
+    apr_pool_t *p = scratch_pool();
+
+    if (s->store && runtime_may_write()) {
+        store_sweep(s->store, p);
+    }
+    /* What was born empty because its file could not be read, and stayed so,
+     * gives way to the file. */
+    if (former && former->origin == ORIGIN_UNREADABLE && !is_touched(former)) {
+        former = NULL;
+    }
+    if (!inherit_memory(s, former, ORIGIN_GENERATION)
+        && !inherit_memory(s, o ? o->s : NULL, ORIGIN_MEMORY) && s->store) {
+        persist_restore(s, p);
     }
     apr_pool_destroy(p);
+}
+
+static void search_close(ap_slotmem_instance_t *s)
+{
+    const slotmem_search_end_t end = slotmem_search_end(s->search);
+
+    s->search = NULL;
+    s->prefer_zero = end.leftover;
+    if (end.unseen && s->store && runtime_may_write()) {
+        apr_pool_t *p = scratch_pool();
+
+        store_put_aside(s,
+                        "it holds more slots than the configuration of "
+                        "today has",
+                        "what fits is in use", 0, p);
+        apr_pool_destroy(p);
+    }
+    else if (end.lost) {
+        ap_log_error(
+            APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
+            "slotmem_shm: %s: the configuration of today needs so many of the "
+            "%u slots that %u which were added at run time have no room; what "
+            "they held is gone. A larger growth= of the balancer gives room, "
+            "or name them in the configuration",
+            s->name, s->layout.item_num, end.lost);
+    }
+    if (end.dropped) {
+        ap_log_error(
+            APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
+            "slotmem_shm: %s was stored by httpd's own module, which does not "
+            "note what was added at run time, and the configuration has "
+            "changed: %u slots that it does not name are dropped",
+            s->name, end.dropped);
+    }
+}
+
+/* Every module has configured: what nobody asked for goes, and the list is
+ * made anew. */
+static void inheritance_end(void)
+{
+    const int arrived = registry->arrived;
+    ap_slotmem_instance_t *s;
+
+    for (s = registry->first; s; s = s->next) {
+        if (s->search) {
+            search_close(s);
+        }
+    }
+    orphans_end(retained->state == RUNTIME_OWNER);
+    former_end();
+    if (arrived) {
+        runtime_sweep(head_is_left);
+    }
+    marker_write();
+}
+
+/* ==================== checkpoint ==================== */
+
+/*
+ * A power cut, or a container that dies with its /dev/shm, shall cost no more
+ * than a short while: a helper process stores what the parent would store at
+ * a stop.  It lives as long as its generation, looks at every segment each
+ * second, and writes what has changed since it last wrote it; shared mappings
+ * are not copied by fork, so to begin it is quick at any size.
+ *
+ * So that no amount of state becomes a burden, the next look comes after
+ * fifty times what a usual one takes, and what is written is held to 64 KiB a
+ * second over minutes; but never later than five minutes.  A usual look: the
+ * shorter of the last two, so one slow flush changes nothing.  By a monotonic
+ * clock: a wall clock that somebody sets back changes nothing either.
+ *
+ * A pipe leads from the parent to the helper: a byte has it look at once, and
+ * its end, which comes with the parent's, is the helper's.  (Every process
+ * that the parent forks closes its copy of the writing end: fork_in_child.)
+ *
+ * The parent ends the helper before it stores for itself, and the two write
+ * different new files, so a helper that a dead disk held in the kernel can
+ * neither delay a stop for long nor replace what was stored after it: the
+ * SIGKILL is waiting for it when the kernel lets go.
+ */
+#define CHECKPOINT_SECOND    APR_UINT64_C(1000000)
+#define CHECKPOINT_SHARE     50
+#define CHECKPOINT_BYTES_SEC 65536
+#define CHECKPOINT_BURST     ((apr_uint64_t)CHECKPOINT_BYTES_SEC * 300)
+#define CHECKPOINT_MOST      (300 * CHECKPOINT_SECOND)
+#define CHECKPOINT_STOP_WAIT (CHECKPOINT_SECOND / 2)
+
+#define WAKE_NOW 'n' /* look at once                                   */
+#define WAKE_ALL 'a' /* and store everything: the files are gone       */
+
+static struct {
+    apr_proc_t proc;
+    apr_pool_t *pool;   /* NULL: there is no helper               */
+    int pipe;           /* to it; -1: none                        */
+    unsigned int count; /* segments that it knows of              */
+    int called_off;     /* by a stop or restart                   */
+} checkpoint = { .pipe = -1 };
+
+/* How long to wait after a look that took so long and wrote so much. */
+typedef struct {
+    apr_uint64_t took; /* the look before this one             */
+    apr_uint64_t debt; /* bytes written beyond what is free    */
+    apr_uint64_t paid; /* when that was reckoned last          */
+} pace_t;
+
+static apr_uint64_t pace_pause(pace_t *pace, apr_uint64_t took,
+                               apr_uint64_t bytes)
+{
+    const apr_uint64_t usual = took < pace->took ? took : pace->took;
+    const apr_uint64_t now = monotonic_now();
+    const apr_uint64_t free_bytes =
+        (now - pace->paid) / CHECKPOINT_SECOND * CHECKPOINT_BYTES_SEC;
+    apr_uint64_t pause = usual * CHECKPOINT_SHARE, wait;
+
+    if (free_bytes) {
+        pace->debt = pace->debt > free_bytes ? pace->debt - free_bytes : 0;
+        pace->paid = now;
+    }
+    pace->took = took;
+    pace->debt += bytes;
+    wait = pace->debt > CHECKPOINT_BURST
+               ? (pace->debt - CHECKPOINT_BURST) / CHECKPOINT_BYTES_SEC
+                     * CHECKPOINT_SECOND
+               : 0;
+    pause = wait > pause ? wait : pause;
+    return pause < CHECKPOINT_SECOND ? CHECKPOINT_SECOND
+           : pause > CHECKPOINT_MOST ? CHECKPOINT_MOST
+                                     : pause;
+}
+
+/* What the last restart wrote, and waited for no disk to take. */
+static void checkpoint_flush_late(store_t *st)
+{
+    ap_slotmem_instance_t *s;
+
+    for (s = registry->first; s; s = s->next) {
+        if (s->store) {
+            (void)store_dir(st, s);
+            if (!PLATFORM_FLUSHES_SYSTEMS) {
+                int fd = open(s->store,
+                              O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+
+                if (fd >= 0) {
+                    (void)platform_flush(fd);
+                    close(fd);
+                }
+            }
+        }
+    }
+    if (PLATFORM_FLUSHES_SYSTEMS) {
+        store_flush_systems(st);
+    }
+}
+
+/* One look at everything.  Returns how long to wait for the next. */
+static apr_uint64_t checkpoint_look(pace_t *pace)
+{
+    const apr_uint64_t began = monotonic_now();
+    ap_slotmem_instance_t *s;
+    store_t st;
+
+    if (store_begin(&st, STORE_CHECKPOINT) != APR_SUCCESS) {
+        return CHECKPOINT_SECOND;
+    }
+    if (retained->unflushed) {
+        checkpoint_flush_late(&st);
+        retained->unflushed = 0;
+    }
+    for (s = registry->first; s; s = s->next) {
+        if (is_stored(s, STORE_CHECKPOINT)) {
+            store_segment(&st, s);
+        }
+    }
+    store_end(&st, &retained->told->failing);
+    return pace_pause(pace, monotonic_now() - began, st.bytes);
+}
+
+/* Waits so long, or for the parent.  Ends with it. */
+static void checkpoint_wait(int pipe, apr_uint64_t pause)
+{
+    const apr_uint64_t end = monotonic_now() + pause;
+    struct pollfd wake = { pipe, POLLIN, 0 };
+    ap_slotmem_instance_t *s;
+    apr_uint64_t now;
+    char bytes[512];
+    ssize_t got;
+
+    while ((now = monotonic_now()) < end) {
+        if (poll(&wake, 1, (int)((end - now) / 1000 + 1)) <= 0) {
+            continue;
+        }
+        got = read(pipe, bytes, sizeof(bytes));
+        if (got <= 0) {
+            _exit(0);
+        }
+        if (memchr(bytes, WAKE_ALL, (size_t)got)) {
+            for (s = registry->first; s; s = s->next) {
+                s->has_digest = 0;
+            }
+        }
+        return;
+    }
+}
+
+/* The helper's life.  Of the parent's it keeps the memory and the log; not
+ * its listeners, which a helper on a dead disk would keep from the next
+ * server.  What the MPM or a terminal sends to the whole process group, to
+ * stop or restart, is not for it: its parent sends SIGKILL. */
+static void checkpoint_helper(int pipe)
+{
+    static const int signals[] = { SIGTERM, SIGHUP,   SIGINT,
+                                   SIGUSR1, SIGWINCH, SIGPIPE };
+    ap_listen_rec *listener;
+    pace_t pace = { 0, 0, 0 };
+    sigset_t none;
+    apr_size_t i;
+
+    for (i = 0; i < sizeof(signals) / sizeof(signals[0]); i++) {
+        apr_signal(signals[i], SIG_IGN);
+    }
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    for (listener = ap_listeners; listener; listener = listener->next) {
+        if (listener->sd) {
+            apr_socket_close(listener->sd);
+        }
+    }
+    platform_die_with((pid_t)self.server.pid);
+    setpriority(PRIO_PROCESS, 0, 10);
+    pace.paid = monotonic_now();
+    for (;;) {
+        checkpoint_wait(pipe, checkpoint_look(&pace));
+    }
+}
+
+static void checkpoint_wake(char how)
+{
+    if (checkpoint.pipe >= 0 && write(checkpoint.pipe, &how, 1) != 1) {
+        return; /* it has ended, and a monitor round will see it */
+    }
+}
+
+/* Unregisters the helper, too: a cleanup of the pool does it. */
+static void checkpoint_forget(void)
+{
+    if (checkpoint.pipe >= 0) {
+        close(checkpoint.pipe);
+        checkpoint.pipe = -1;
+    }
+    if (checkpoint.pool) {
+        registry_lock();
+        apr_pool_destroy(checkpoint.pool);
+        registry_unlock();
+        checkpoint.pool = NULL;
+    }
+}
+
+/*
+ * Is it still our child?  Only then may its number be signalled: a child can
+ * write that number into its slot of the scoreboard, the MPM then reaps the
+ * helper as one of its own, and the number is somebody else's.
+ */
+static int checkpoint_lives(void)
+{
+    if (retained->helper > 0 && waitpid(retained->helper, NULL, WNOHANG) != 0) {
+        retained->helper = 0;
+    }
+    return retained->helper > 0;
+}
+
+static void checkpoint_kill(void)
+{
+    if (checkpoint_lives()) {
+        kill(retained->helper, SIGKILL);
+    }
+}
+
+/* Before the parent stores: no helper may be at it any more. */
+static void checkpoint_stop(void)
+{
+    const apr_uint64_t end = monotonic_now() + CHECKPOINT_STOP_WAIT;
+
+    checkpoint_kill();
+    while (checkpoint_lives() && monotonic_now() < end) {
+        apr_sleep(1000);
+    }
+    if (retained->helper) {
+        ap_log_error(APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
+                     "slotmem_shm: checkpoint process %" APR_PID_T_FMT " was "
+                     "killed but does not end; its disk may not answer. It "
+                     "can no longer change a stored file",
+                     retained->helper);
+    }
+    checkpoint_forget();
+}
+
+static void checkpoint_start(void);
+
+/* The MPM reaps the helper and calls this, for apr_proc_other_child_*. */
+static void checkpoint_maintain(int reason, void *data, int status)
+{
+    (void)data;
+    switch (reason) {
+    case APR_OC_REASON_DEATH:
+    case APR_OC_REASON_LOST:
+        if (retained->helper == checkpoint.proc.pid) {
+            retained->helper = 0;
+        }
+        checkpoint_forget();
+        if (!checkpoint.called_off) {
+            ap_log_error(APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
+                         "slotmem_shm: checkpoint process %" APR_PID_T_FMT
+                         " ended (%d), which nobody asked it to; another one "
+                         "begins",
+                         checkpoint.proc.pid, status);
+        }
+        break; /* the next monitor round begins another one */
+    case APR_OC_REASON_RESTART:
+        /* The MPM gathers in its children, to stop or restart. */
+        checkpoint.called_off = 1;
+        checkpoint_kill();
+        break;
+    default:
+        break;
+    }
+}
+
+/* What the MPM asks when it finds that a process has ended. */
+static void checkpoint_register(void)
+{
+    registry_lock();
+    apr_pool_create(&checkpoint.pool, registry->pool);
+    registry_unlock();
+    checkpoint.proc.pid = retained->helper;
+    /* APR finds a registration again by its data: NULL may be another's. */
+    apr_proc_other_child_register(&checkpoint.proc, checkpoint_maintain,
+                                  &checkpoint, NULL, checkpoint.pool);
+}
+
+/* Begins the helper, if there is something for it to do and none lives.  One
+ * that a restart could not end is still this process's child, and no other
+ * begins before it has ended. */
+static void checkpoint_start(void)
+{
+    int ends[2] = { -1, -1 };
+    pid_t pid;
+
+    if (!runtime_may_write() || !store_is_wanted()) {
+        return;
+    }
+    if (checkpoint_lives()) {
+        if (!checkpoint.pool) {
+            checkpoint.called_off = 1;
+            checkpoint.count = registry->count; /* nothing to be told anew */
+            checkpoint_register();
+        }
+        return;
+    }
+    checkpoint_forget();
+    pid = pipe(ends) == 0 ? fork() : -1;
+    if (pid == 0) {
+        close(ends[1]);
+        checkpoint_helper(ends[0]);
+    }
+    if (ends[0] >= 0) {
+        close(ends[0]);
+    }
+    if (pid < 0) {
+        ap_log_error(APLOG_MARK, APLOG_WARNING, errno, ap_server_conf,
+                     "slotmem_shm: no process for checkpoints; the stored "
+                     "files grow old until one can be had");
+        if (ends[1] >= 0) {
+            close(ends[1]);
+        }
+        return;
+    }
+    fcntl(ends[1], F_SETFD, FD_CLOEXEC);
+    fcntl(ends[1], F_SETFL, O_NONBLOCK);
+    checkpoint.pipe = ends[1];
+    checkpoint.count = registry->count;
+    checkpoint.called_off = 0;
+    retained->helper = pid;
+    retained->unflushed = 0;
+    checkpoint_register();
+    ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf,
+                 "slotmem_shm: checkpoint process %" APR_PID_T_FMT " began",
+                 pid);
+}
+
+/* A round of the parent's: every ten seconds or so. */
+static int checkpoint_monitor(apr_pool_t *p, server_rec *server)
+{
+    enum runtime_state before;
+
+    (void)p;
+    (void)server;
+    if (self.role != ROLE_PARENT || !registry) {
+        return DECLINED;
+    }
+    if (runtime_look(&before)) {
+        /* Another marker: we have become owner, or somebody has cleared the
+         * directory, and with it the files. */
+        runtime_succeed(before);
+        checkpoint_wake(WAKE_ALL);
+    }
+    if (!runtime_may_write() || checkpoint.count != registry->count) {
+        if (checkpoint.pool) {
+            checkpoint_stop();
+        }
+    }
+    checkpoint_start();
+    return OK;
+}
+
+/* A child ended.  If that is because the server stops, what is in memory is
+ * stored now: somebody may kill the server before it has ended. */
+static void checkpoint_child_status(server_rec *server, pid_t pid,
+                                    ap_generation_t generation, int slot,
+                                    mpm_child_status state)
+{
+    int mpm = AP_MPMQ_RUNNING;
+
+    (void)server;
+    (void)pid;
+    (void)generation;
+    (void)slot;
+    if (registry && self.role == ROLE_PARENT && state != MPM_CHILD_STARTED) {
+        ap_mpm_query(AP_MPMQ_MPM_STATE, &mpm);
+        if (mpm == AP_MPMQ_STOPPING) {
+            checkpoint_wake(WAKE_NOW);
+        }
+    }
 }
 
 /* ==================== provider calls ==================== */
@@ -2742,58 +3581,113 @@ static int runs_for_real(void)
     return ap_state_query(AP_SQ_MAIN_STATE) != AP_SQ_MS_CREATE_PRE_CONFIG;
 }
 
-/* May what lies under that key be removed?  A relative name's key is in the
- * runtime directory, and that is ours while we hold its marker. */
-static int key_is_ours(const char *name)
+static const char *segment_name(const ap_slotmem_instance_t *s)
 {
-    return retained->marker && !name_is_absolute(name);
+    return s->name ? s->name : "anonymous";
 }
 
 static void log_create_failed(apr_status_t rv, const ap_slotmem_instance_t *s,
                               const char *then)
 {
     ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
-                 APLOGNO(02611) "create: apr_shm_create(%s) of %" APR_SIZE_T_FMT
-                                " bytes "
-                                "failed%s",
-                 s->key ? s->key : "", layout_request(&s->layout), then);
+                 APLOGNO(02611) "create: shared memory %s of %" APR_SIZE_T_FMT
+                                " bytes cannot be had%s%s",
+                 s->key ? s->key : "without a name", s->layout.total, then,
+                 !s->key                    ? ""
+                 : APR_STATUS_IS_EEXIST(rv) ? platform_shm_where()
+                                            : platform_shm_advice(rv));
+}
+
+/*
+ * The name is taken.  Of a directory that is ours alone the relative names
+ * are ours, too, whoever made what lies there; anything else must be of this
+ * user and mapped by nobody.  0: it has to stay.
+ */
+static int key_clear(const ap_slotmem_instance_t *s, int *hold)
+{
+    ap_slotmem_instance_t *former = former_find(s->name);
+    const orphan_t *o =
+        orphans.by_key && retained->state == RUNTIME_OWNER
+            ? apr_hash_get(orphans.by_key, s->key, APR_HASH_KEY_STRING)
+            : NULL;
+    int ours = (retained->state == RUNTIME_OWNER && !name_is_absolute(s->name))
+               || (o && orphan_is_there(o));
+
+    if (former && former->key && !strcmp(former->key, s->key)) {
+        former->key = NULL; /* ours, and about to go on in this one */
+        ours = 1;
+    }
+    return platform_name_clear(s->key, ours, hold);
+}
+
+/*
+ * httpd's own module lists nothing.  When it was killed after restarts, its
+ * objects lie under the names of a later generation.  A new server looks for
+ * them: so many generations, and altogether so many looks as no start notices.
+ */
+#define STOCK_GENERATIONS 32u
+#define STOCK_LOOKS       2000u
+
+static void stock_sweep(const char *name, apr_pool_t *p)
+{
+    unsigned int generation;
+    int hold = -1;
+
+    if (!registry->arrived || retained->state != RUNTIME_OWNER
+        || name_is_absolute(name)
+        || registry->count * STOCK_GENERATIONS > STOCK_LOOKS) {
+        return;
+    }
+    for (generation = 1; generation <= STOCK_GENERATIONS; generation++) {
+        const char *key = name_key(p, name, generation, NULL);
+
+        if (!apr_hash_get(orphans.by_key, key, APR_HASH_KEY_STRING)) {
+            platform_name_clear(key, 0, &hold);
+        }
+        if (hold >= 0) {
+            close(hold);
+        }
+    }
+}
+
+static apr_status_t segment_map_named(ap_slotmem_instance_t *s, apr_pool_t *p)
+{
+    apr_status_t rv;
+    int hold = -1;
+
+    stock_sweep(s->name, p);
+
+    marker_add(s, p);
+    rv = memory_make_named(&s->memory, s->layout.total, s->key);
+    if (APR_STATUS_IS_EEXIST(rv) && key_clear(s, &hold)) {
+        rv = memory_make_named(&s->memory, s->layout.total, s->key);
+    }
+    if (hold >= 0) {
+        close(hold);
+    }
+    return rv;
 }
 
 /* Memory for a segment of the parent's: named, or anonymous when no name can
  * be had, since children inherit either. */
-static apr_status_t segment_map_parent(ap_slotmem_instance_t *s)
+static apr_status_t segment_map_parent(ap_slotmem_instance_t *s, apr_pool_t *p)
 {
-    memory_t m = { 0 };
-    apr_status_t rv = APR_SUCCESS;
+    apr_status_t rv = s->key ? segment_map_named(s, p) : APR_SUCCESS;
 
-    m.size = layout_request(&s->layout);
-    m.pool = s->pool;
-    if (s->key) {
-        m.key = s->key;
-        marker_note_segment(s, s->pool);
-        rv = memory_create(&m);
-        if (APR_STATUS_IS_EEXIST(rv) && key_is_ours(s->name)) {
-            apr_shm_remove(s->key, s->pool);
-            rv = memory_create(&m);
-        }
-        if (rv != APR_SUCCESS) {
-            log_create_failed(
-                rv, s,
-                APR_STATUS_IS_EEXIST(rv)
-                    ? ": the name is in use and not by this server. The segment "
-                      "is made without a name: it works as ever, but its memory "
-                      "will not outlive a kill of the server. If no other server "
-                      "uses it, find the object by its owner and age in /dev/shm "
-                      "(elsewhere with ipcs -m) and remove it"
-                    : ". The segment is made without a name: it works as ever, "
-                      "but its memory will not outlive a kill of the server. Is "
-                      "/dev/shm mounted, writable and large enough?");
-            s->key = NULL;
-        }
+    if (rv != APR_SUCCESS) {
+        log_create_failed(
+            rv, s,
+            APR_STATUS_IS_EEXIST(rv)
+                ? ": the name is in use and not by this server. The segment "
+                  "is made without a name: it works as ever, but its memory "
+                  "will not outlive a kill of the server. If no other server "
+                  "uses it, remove the object, known by its owner and age, "
+                : ". The segment is made without a name: it works as ever, "
+                  "but its memory will not outlive a kill of the server. ");
+        s->key = NULL;
     }
     if (!s->key) {
-        m.key = NULL;
-        rv = memory_create(&m);
+        rv = memory_make_anonymous(&s->memory, s->layout.total, registry->pool);
         if (rv != APR_SUCCESS) {
             log_create_failed(rv, s,
                               ": the machine or its container has not "
@@ -2801,115 +3695,93 @@ static apr_status_t segment_map_parent(ap_slotmem_instance_t *s)
             return rv;
         }
     }
-    s->shm = m.shm;
-    segment_lay(s, apr_shm_baseaddr_get(m.shm));
-    segment_format(s, retained->run);
+    segment_lay(s);
+    segment_format(s, retained->run, retained->directory);
     return APR_SUCCESS;
 }
 
-/* Is a segment at hand as large as the caller asks for? */
-static int segment_suffices(const ap_slotmem_instance_t *s,
-                            apr_size_t item_size, unsigned int item_num)
+/* The parent's segment, with what it inherits. */
+static apr_status_t segment_make_parent(ap_slotmem_instance_t *s, apr_pool_t *p)
 {
-    return s->layout.item_size >= item_size && s->layout.item_num >= item_num;
+    apr_status_t rv = segment_map_parent(s, p);
+
+    if (rv != APR_SUCCESS) {
+        return rv;
+    }
+    if (s->name && (s->type & AP_SLOTMEM_TYPE_PERSIST) && runs_for_real()) {
+        segment_inherit(s);
+    }
+    segment_publish(s);
+    return APR_SUCCESS;
 }
 
-/* Lays `s` over a segment that another process of this run has made. */
-static apr_status_t segment_attach(ap_slotmem_instance_t *s)
+/*
+ * What lies under the key, if it is a segment of this run.  Whoever makes one
+ * holds the global mutex, or, where none could be had, has been seen to begin:
+ * then it is waited for, a little.
+ */
+static apr_status_t segment_find(ap_slotmem_instance_t *s)
 {
-    memory_t m = { 0 };
     apr_status_t rv;
-    struct slotmem_shm_header *h;
-    char *base;
+    int tries;
 
-    m.key = s->key;
-    m.pool = s->pool;
-    rv = memory_attach(&m);
-    if (rv != APR_SUCCESS) {
-        return rv;
+    for (tries = 0; tries < 200; tries++) {
+        rv = segment_open(s, s->key, retained->run);
+        if (rv != APR_EINCOMPLETE || self.mutex) {
+            break;
+        }
+        apr_sleep(apr_time_from_msec(5));
     }
-    base = apr_shm_baseaddr_get(m.shm);
-    h = header_at(base);
-    if ((apr_size_t)((char *)h - base) > m.size) {
-        rv = APR_EINVAL;
+    if (rv == APR_SUCCESS) {
+        s->origin = ORIGIN_PROCESS;
     }
-    else {
-        rv = header_check(h, m.size - (apr_size_t)((char *)h - base),
-                          retained->run, &s->layout, &s->type);
-    }
-    if (rv != APR_SUCCESS) {
-        apr_shm_detach(m.shm);
-        return rv;
-    }
-    s->shm = m.shm;
-    s->origin = ORIGIN_PROCESS;
-    segment_lay(s, base);
-    return APR_SUCCESS;
+    return rv;
 }
 
 /*
  * A child makes a segment: its siblings shall find it, so it must have a name,
  * and who comes second gets what the first one made.  Both are settled under
- * the global mutex.  The object outlives the child, since httpd's children
- * end without destroying this pool; the parent removes it (shm_sweep).
+ * the global mutex; where there is none, by who makes the object.  The object
+ * outlives the child; the parent removes it (runtime_sweep).
  */
-static apr_status_t segment_map_child(ap_slotmem_instance_t *s)
+static apr_status_t segment_make_child(ap_slotmem_instance_t *s)
 {
-    memory_t m = { 0 };
     const layout_t wanted = s->layout;
-    apr_status_t rv;
-
-    m.key = s->key;
-    m.size = layout_request(&wanted);
-    m.pool = s->pool;
-    if (!s->key) {
-        rv = memory_create(&m);
-    }
-    else {
-        if ((rv = mutex_lock()) != APR_SUCCESS) {
-            return rv;
-        }
-        if (segment_attach(s) == APR_SUCCESS) {
-            mutex_unlock();
-            return segment_suffices(s, wanted.item_size, wanted.item_num)
-                       ? APR_SUCCESS
-                       : APR_EINVAL;
-        }
-        s->layout = wanted;
-        rv = memory_create(&m);
-    }
-    if (rv == APR_SUCCESS) {
-        s->shm = m.shm;
-        segment_lay(s, apr_shm_baseaddr_get(m.shm));
-        segment_format(s, retained->run);
-        segment_publish(s);
-    }
-    else {
-        log_create_failed(rv, s,
-                          ". A child process cannot share memory that "
-                          "has no name. Is /dev/shm mounted, writable and "
-                          "large enough, and the name not in use?");
-    }
-    if (s->key) {
-        mutex_unlock();
-    }
-    return rv;
-}
-
-/* The parent's segment: from a killed run, from its stored file, or fresh. */
-static apr_status_t segment_make_parent(ap_slotmem_instance_t *s,
-                                        orphan_t *orphan)
-{
-    apr_status_t rv = segment_map_parent(s);
+    const ap_slotmem_type_t type = s->type;
+    apr_status_t rv = mutex_lock();
+    int hold = -1;
 
     if (rv != APR_SUCCESS) {
         return rv;
     }
-    if (s->store && !(orphan && orphan->s && adopt_fill(s, orphan->s))) {
-        persist_restore(s);
+    rv = segment_find(s);
+    if (rv != APR_SUCCESS) {
+        s->layout = wanted;
+        s->type = type;
+        rv = memory_make_named(&s->memory, wanted.total, s->key);
+        if (APR_STATUS_IS_EEXIST(rv) && !self.mutex) {
+            rv = segment_find(s);
+        }
+        else if (APR_STATUS_IS_EEXIST(rv)
+                 && platform_name_clear(s->key, 0, &hold)) {
+            rv = memory_make_named(&s->memory, wanted.total, s->key);
+        }
+        if (hold >= 0) {
+            close(hold);
+        }
+        if (rv == APR_SUCCESS && s->origin != ORIGIN_PROCESS) {
+            segment_lay(s);
+            segment_format(s, retained->run, retained->directory);
+            segment_publish(s);
+        }
     }
-    segment_publish(s);
-    return APR_SUCCESS;
+    mutex_unlock();
+    if (rv != APR_SUCCESS) {
+        log_create_failed(rv, s,
+                          ". A child process cannot share memory that "
+                          "has no name. ");
+    }
+    return rv;
 }
 
 static void log_long_name(const ap_slotmem_instance_t *s, const char *cost)
@@ -2922,75 +3794,120 @@ static void log_long_name(const ap_slotmem_instance_t *s, const char *cost)
                  strlen(s->name), s->name, cost);
 }
 
+/* The killed run's object of the same key must stay until its content is safe
+ * elsewhere. */
+static int key_must_differ(const ap_slotmem_instance_t *s, const char *key)
+{
+    const orphan_t *o = orphan_find(s->name);
+
+    return o && o->s->memory.base && !o->s->has_digest
+           && retained->state == RUNTIME_OWNER && !strcmp(o->key, key);
+}
+
 /*
  * Key and stored file of a named segment.  A name that makes no path is no
  * reason not to start: the parent's segment goes without, since children
  * inherit it anyway.  A child's must have a key to be found by.
  */
-static apr_status_t segment_paths(ap_slotmem_instance_t *s)
+static apr_status_t segment_paths(ap_slotmem_instance_t *s, apr_pool_t *p)
 {
-    s->key = name_key(s->pool, s->name, mpm_generation());
-    if (self.is_child) {
+    const char *mark = hex_text(p, retained->run, sizeof(retained->run));
+
+    s->by_run = registry->by_run;
+    s->key = name_key(p, s->name, mpm_generation(), s->by_run ? mark : NULL);
+    if (self.role == ROLE_CHILD) {
         return s->key ? APR_SUCCESS : APR_ENAMETOOLONG;
+    }
+    if (s->key && !s->by_run && key_must_differ(s, s->key)) {
+        s->by_run = 1;
+        s->key = name_key(p, s->name, mpm_generation(), mark);
     }
     if (!s->key) {
         log_long_name(s, "its memory will not outlive a kill of the server");
     }
     if (s->type & AP_SLOTMEM_TYPE_PERSIST) {
-        s->store = name_store(s->pool, s->name);
+        s->store = name_store(p, s->name);
         if (!s->store) {
-            log_long_name(s, "it is not stored: every restart empties it");
+            log_long_name(s, "it is not stored: only a restart keeps it");
         }
     }
     return APR_SUCCESS;
 }
 
-static apr_status_t segment_create(ap_slotmem_instance_t **made,
+/* What is to stay goes to the registry's pool. */
+static ap_slotmem_instance_t *segment_keep(const ap_slotmem_instance_t *made)
+{
+    apr_pool_t *p = registry->pool;
+    ap_slotmem_instance_t *s = apr_pmemdup(p, made, sizeof(*made));
+
+    s->name = made->name ? apr_pstrdup(p, made->name) : NULL;
+    s->key = made->key ? apr_pstrdup(p, made->key) : NULL;
+    s->store = made->store ? apr_pstrdup(p, made->store) : NULL;
+    if (s->search) {
+        s->search->table = &s->table; /* it moved with the struct */
+    }
+    registry_add(s);
+    return s;
+}
+
+static apr_status_t segment_create(ap_slotmem_instance_t **kept,
                                    const char *name, apr_size_t item_size,
                                    unsigned int item_num,
                                    ap_slotmem_type_t type)
 {
-    ap_slotmem_instance_t *s;
-    orphan_t *orphan = NULL;
-    apr_pool_t *pool;
+    apr_pool_t *p = scratch_pool();
+    ap_slotmem_instance_t made, *s = &made;
     apr_status_t rv;
 
-    apr_pool_create(&pool, registry.pool);
-    s = apr_pcalloc(pool, sizeof(*s));
-    s->pool = pool;
+    memset(s, 0, sizeof(*s));
     s->type = type;
-    s->origin = ORIGIN_NOTHING;
     rv = layout_make(&s->layout, item_size, item_num);
-    if (rv == APR_SUCCESS
-        && memory_exceeds_machine(layout_request(&s->layout))) {
+    if (rv == APR_SUCCESS && memory_exceeds_machine(s->layout.total)) {
         rv = APR_ENOMEM;
     }
     if (rv == APR_SUCCESS && !name_is_anonymous(name)) {
-        s->name = apr_pstrdup(pool, name);
-        if (!self.is_child && runs_for_real()) {
-            runtime_claim();
+        s->name = name;
+        if (runs_for_real()) {
+            if (self.role == ROLE_CONFIGURING) {
+                runtime_arrive();
+            }
+            rv = segment_paths(s, p);
         }
-        if (!registry.isolated && runs_for_real()) {
-            rv = segment_paths(s);
-        }
     }
-    if (rv == APR_SUCCESS && self.is_child) {
-        rv = segment_map_child(s);
+    if (rv == APR_SUCCESS) {
+        rv = self.role == ROLE_CHILD && s->name ? segment_make_child(s)
+                                                : segment_make_parent(s, p);
     }
-    else if (rv == APR_SUCCESS) {
-        orphan = s->key ? orphans_take(name, pool) : NULL;
-        rv = segment_make_parent(s, orphan);
+    if (rv == APR_SUCCESS) {
+        *kept = segment_keep(s);
     }
-    if (orphan) {
-        orphan_detach(orphan);
+    apr_pool_destroy(p);
+    return rv;
+}
+
+/* Is a segment at hand large enough for who asks?  With fewer slots it will
+ * do, since every call is bounded; two names may make one segment. */
+static int segment_suffices(ap_slotmem_instance_t *s, apr_size_t item_size,
+                            unsigned int item_num)
+{
+    if (s->layout.item_size < item_size) {
+        return 0;
     }
-    if (rv != APR_SUCCESS) {
-        apr_pool_destroy(pool);
-        return rv;
+    if (s->layout.item_num < item_num && !s->was_short) {
+        s->was_short = 1;
+        ap_log_error(
+            APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
+            "slotmem_shm: %s was made with %u slots of %" APR_SIZE_T_FMT
+            " bytes, and is asked for again with %u of "
+            "%" APR_SIZE_T_FMT
+            ": both share the smaller one. Two things in the "
+            "configuration have one name here (of balancers "
+            "\"app-1\" and \"app.1\" both become \"app_1\"): rename "
+            "one of them",
+            segment_name(s), s->layout.item_num, s->layout.item_size, item_num,
+            item_size);
     }
-    registry_add(s);
-    *made = s;
-    return APR_SUCCESS;
+    return 1;
 }
 
 static apr_status_t slotmem_create(ap_slotmem_instance_t **inst,
@@ -3003,25 +3920,25 @@ static apr_status_t slotmem_create(ap_slotmem_instance_t **inst,
 
     (void)pool; /* a segment lives until the restart, whatever the caller's */
     *inst = NULL;
-    if (!registry.pool) {
+    if (!registry) {
         return APR_ENOSHMAVAIL;
     }
     registry_lock();
     if (!name_is_anonymous(name)) {
-        s = registry_find(name);
+        s = registry_find(registry, name);
     }
     if (s) {
         ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
                      APLOGNO(02603) "create found %s in global list", name);
-        if (!segment_suffices(s, item_size, item_num)) {
-            rv = APR_EINVAL;
-        }
     }
     else {
         ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
                      APLOGNO(02602) "create didn't find %s in global list",
                      name ? name : "anonymous");
         rv = segment_create(&s, name, item_size, item_num, type);
+    }
+    if (rv == APR_SUCCESS && !segment_suffices(s, item_size, item_num)) {
+        rv = APR_EINVAL;
     }
     registry_unlock();
 
@@ -3033,40 +3950,38 @@ static apr_status_t slotmem_create(ap_slotmem_instance_t **inst,
                  !s ? " failed. Another line says why, unless the size asked "
                       "for is more than this machine has"
                  : rv == APR_SUCCESS ? origin_text[s->origin]
-                                     : ": exists already, and smaller");
+                                     : ": exists already, with smaller slots");
     if (rv == APR_SUCCESS) {
         *inst = s;
     }
     return rv;
 }
 
-/* Maps a segment by its name that this process does not know yet. */
+/* Maps a segment by its name that this process does not know yet.  The parent
+ * believes only what it made, and that is in its registry: an object of that
+ * name can but come from a child. */
 static apr_status_t attach_by_name(ap_slotmem_instance_t **found,
                                    const char *name)
 {
-    ap_slotmem_instance_t *s;
-    apr_pool_t *pool;
-    apr_status_t rv;
+    ap_slotmem_instance_t made, *s = &made;
+    apr_pool_t *p = scratch_pool();
+    apr_status_t rv = self.role == ROLE_CHILD ? mutex_lock() : APR_ENOENT;
 
-    apr_pool_create(&pool, registry.pool);
-    s = apr_pcalloc(pool, sizeof(*s));
-    s->pool = pool;
-    s->name = apr_pstrdup(pool, name);
-    s->key = name_key(pool, name, mpm_generation());
-    /* The parent believes only what it made, and that is in its registry: an
-     * object of that name can but come from a child. */
-    rv = !self.is_child ? APR_ENOENT : s->key ? mutex_lock() : APR_EINVAL;
     if (rv == APR_SUCCESS) {
-        rv = segment_attach(s);
+        memset(s, 0, sizeof(*s));
+        s->name = name;
+        s->key = name_key(
+            p, name, mpm_generation(),
+            registry->by_run ? hex_text(p, retained->run, sizeof(retained->run))
+                             : NULL);
+        rv = s->key ? segment_find(s) : APR_EINVAL;
         mutex_unlock();
     }
-    if (rv != APR_SUCCESS) {
-        apr_pool_destroy(pool);
-        return rv;
+    if (rv == APR_SUCCESS) {
+        *found = segment_keep(s);
     }
-    registry_add(s);
-    *found = s;
-    return APR_SUCCESS;
+    apr_pool_destroy(p);
+    return rv;
 }
 
 static apr_status_t slotmem_attach(ap_slotmem_instance_t **inst,
@@ -3078,13 +3993,13 @@ static apr_status_t slotmem_attach(ap_slotmem_instance_t **inst,
     int known;
 
     (void)pool;
-    if (!registry.pool || name_is_anonymous(name)) {
+    if (!registry || name_is_anonymous(name)) {
         return APR_ENOSHMAVAIL;
     }
     ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf,
                  APLOGNO(02301) "attach looking for %s", name);
     registry_lock();
-    s = registry_find(name);
+    s = registry_find(registry, name);
     known = s != NULL;
     if (!known) {
         rv = attach_by_name(&s, name);
@@ -3161,7 +4076,12 @@ static apr_status_t slotmem_dptr(ap_slotmem_instance_t *s, unsigned int id,
         return APR_ENOSHMAVAIL;
     }
     if (id >= s->layout.item_num) {
-        return APR_EINVAL;
+        return s->search && slotmem_search_show(s->search, id, mem)
+                   ? APR_SUCCESS
+                   : APR_EINVAL;
+    }
+    if (s->search) {
+        slotmem_search_look(s->search, id);
     }
     *mem = slot_at(s, id);
     return APR_SUCCESS;
@@ -3177,11 +4097,20 @@ static apr_status_t access_check(ap_slotmem_instance_t *s, unsigned int id,
     if (!slotmem_locks_fit(&s->locks, id, len)) {
         return APR_EINVAL;
     }
+    if (s->search) {
+        slotmem_search_look(s->search, id);
+    }
     if (!slotmem_table_used(&s->table, id)) {
         if (s->type & AP_SLOTMEM_TYPE_PREGRAB) {
             return APR_NOTFOUND;
         }
-        slotmem_table_fgrab(&s->table, id);
+        if (s->search) {
+            slotmem_search_claim(s->search, id);
+        }
+        else {
+            slotmem_table_fgrab(&s->table, id);
+            claim_note(s, id, 1);
+        }
     }
     return APR_SUCCESS;
 }
@@ -3218,7 +4147,9 @@ static apr_status_t slotmem_put(ap_slotmem_instance_t *s, unsigned int id,
 
 static unsigned int slotmem_num_slots(ap_slotmem_instance_t *s)
 {
-    return s ? s->layout.item_num : 0;
+    return !s          ? 0
+           : s->search ? slotmem_search_num_slots(s->search)
+                       : s->layout.item_num;
 }
 
 static unsigned int slotmem_num_free_slots(ap_slotmem_instance_t *s)
@@ -3231,22 +4162,21 @@ static apr_size_t slotmem_slot_size(ap_slotmem_instance_t *s)
     return s ? s->layout.item_size : 0;
 }
 
-static const char *segment_name(const ap_slotmem_instance_t *s)
-{
-    return s->name ? s->name : "anonymous";
-}
-
 /* Whether a refusal matters is for the caller to know and to say, so these
  * calls log at debug, as httpd's own module does. */
 static apr_status_t slotmem_grab(ap_slotmem_instance_t *s, unsigned int *id)
 {
-    unsigned int found;
+    unsigned int found = 0;
+    int done;
 
     if (!s) {
         return APR_ENOSHMAVAIL;
     }
-    if ((!self.is_child && grown_grab(s, &found))
-        || slotmem_table_grab(&s->table, &found)) {
+    done = s->search ? slotmem_search_grab(s->search, &found)
+                     : (s->prefer_zero && zero_grab(s, &found))
+                           || slotmem_table_grab(&s->table, &found);
+    if (done) {
+        claim_note(s, found, 1);
         *id = found;
         return APR_SUCCESS;
     }
@@ -3262,8 +4192,14 @@ static apr_status_t slotmem_fgrab(ap_slotmem_instance_t *s, unsigned int id)
     if (!s) {
         return APR_ENOSHMAVAIL;
     }
-    if (id < s->layout.item_num) {
+    if (s->search) {
+        if (slotmem_search_fgrab(s->search, id)) {
+            return APR_SUCCESS;
+        }
+    }
+    else if (id < s->layout.item_num) {
         slotmem_table_fgrab(&s->table, id);
+        claim_note(s, id, 1);
         return APR_SUCCESS;
     }
     ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
@@ -3281,6 +4217,7 @@ static apr_status_t slotmem_release(ap_slotmem_instance_t *s, unsigned int id)
     }
     if (id < s->layout.item_num) {
         if (slotmem_table_release(&s->table, id)) {
+            claim_note(s, id, 0);
             return APR_SUCCESS;
         }
         rv = APR_NOTFOUND;
@@ -3350,7 +4287,7 @@ static void row_read(row_t *row, const ap_slotmem_instance_t *s)
     row->s = s;
     row->name = s->name ? s->name : "(anonymous)";
     row->used = slotmem_table_count(&s->table);
-    row->memory = layout_request(&s->layout);
+    row->memory = s->layout.total;
     row->stored = stored_time(s);
 }
 
@@ -3382,7 +4319,7 @@ static apr_array_header_t *rows_read(apr_pool_t *p, tally_t *t)
 
     memset(t, 0, sizeof(*t));
     registry_lock();
-    for (s = registry.first; s; s = s->next) {
+    for (s = registry->first; s; s = s->next) {
         row_t *row = apr_array_push(rows);
 
         row_read(row, s);
@@ -3543,6 +4480,33 @@ static void row_auto(request_rec *r, int i, const row_t *row)
                apr_time_sec(row->stored));
 }
 
+/* What those that are kept in files began with. */
+static const char *origins_text(apr_pool_t *p, const tally_t *t)
+{
+    return apr_psprintf(p,
+                        "%d went on with the memory of the generation before, "
+                        "%d with that of a killed run, %d were restored from "
+                        "file, %d began empty",
+                        t->from[ORIGIN_GENERATION], t->from[ORIGIN_MEMORY],
+                        t->from[ORIGIN_FILE],
+                        t->from[ORIGIN_NOTHING] + t->from[ORIGIN_BAD_FILE]
+                            + t->from[ORIGIN_UNREADABLE]);
+}
+
+/* What the parent is to the directory: a child was forked at some time. */
+static enum runtime_state told_state(void)
+{
+    const apr_uint32_t state = retained->told->state;
+
+    return state <= RUNTIME_UNLISTED ? (enum runtime_state)state
+                                     : RUNTIME_UNKNOWN;
+}
+
+static int lost_files(const tally_t *t)
+{
+    return t->from[ORIGIN_BAD_FILE] + t->from[ORIGIN_UNREADABLE];
+}
+
 static void tally_auto(request_rec *r, const tally_t *t)
 {
     ap_rprintf(r,
@@ -3553,14 +4517,17 @@ static void tally_auto(request_rec *r, const tally_t *t)
                "SlotmemStoredSegments: %d\n"
                "SlotmemStoredOldest: %" APR_TIME_T_FMT "\n"
                "SlotmemBeganWithFile: %d\n"
+               "SlotmemBeganWithGeneration: %d\n"
                "SlotmemBeganWithMemory: %d\n"
                "SlotmemBeganWithNothing: %d\n"
                "SlotmemBeganWithBadFile: %d\n"
-               "SlotmemIsolated: %d\n",
+               "SlotmemStoringFails: %d\n"
+               "SlotmemRuntimeDir: %s\n",
                t->segments, t->slots, t->used, t->memory, t->stored,
                apr_time_sec(t->oldest), t->from[ORIGIN_FILE],
-               t->from[ORIGIN_MEMORY], t->from[ORIGIN_NOTHING],
-               t->from[ORIGIN_BAD_FILE], registry.isolated);
+               t->from[ORIGIN_GENERATION], t->from[ORIGIN_MEMORY],
+               t->from[ORIGIN_NOTHING], lost_files(t),
+               retained->told->failing != 0, runtime_text[told_state()]);
 }
 
 /* Above the table, in words: how full, what is stored, and what the last
@@ -3576,21 +4543,21 @@ static void tally_html(request_rec *r, const tally_t *t)
     if (t->stored) {
         ap_rprintf(r,
                    "<dt>Kept in files: %d, %s%s</dt>\n"
-                   "<dt>At the last start or restart %d of them were "
-                   "restored from file, %d from the memory of a killed run, "
-                   "%d began empty</dt>\n",
+                   "<dt>At the last start or restart %s</dt>\n",
                    t->stored, t->oldest ? "stored " : "not all stored yet",
                    t->oldest ? ago_text(r->pool, t->oldest) : "",
-                   t->from[ORIGIN_FILE], t->from[ORIGIN_MEMORY],
-                   t->from[ORIGIN_NOTHING] + t->from[ORIGIN_BAD_FILE]);
+                   origins_text(r->pool, t));
     }
-    if (t->from[ORIGIN_BAD_FILE]) {
+    if (lost_files(t)) {
         ap_rprintf(r,
-                   "<dt><b>Lost: %d stored file%s could not be used and "
-                   "%s put aside; the error log says why</b></dt>\n",
-                   t->from[ORIGIN_BAD_FILE],
-                   t->from[ORIGIN_BAD_FILE] == 1 ? "" : "s",
-                   t->from[ORIGIN_BAD_FILE] == 1 ? "was" : "were");
+                   "<dt><b>Lost: %d stored file%s could not be used; the "
+                   "error log says why</b></dt>\n",
+                   lost_files(t), lost_files(t) == 1 ? "" : "s");
+    }
+    if (retained->told->failing) {
+        ap_rputs("<dt><b>Storing fails: state is in memory alone; the error "
+                 "log says why</b></dt>\n",
+                 r);
     }
     if (t->mortal) {
         ap_rprintf(r,
@@ -3598,9 +4565,9 @@ static void tally_html(request_rec *r, const tally_t *t)
                    "the server; the error log says why</b></dt>\n",
                    t->mortal);
     }
-    if (registry.isolated) {
+    if (told_state() == RUNTIME_HEIR) {
         ap_rputs("<dt><b>Another httpd uses this runtime directory: nothing "
-                 "is stored or restored here</b></dt>\n",
+                 "is stored here before that one has ended</b></dt>\n",
                  r);
     }
 }
@@ -3645,7 +4612,7 @@ static int slotmem_status(request_rec *r, int flags)
     tally_t tally;
     int i;
 
-    if (!registry.pool) {
+    if (!registry) {
         return DECLINED;
     }
     rows = rows_read(r->pool, &tally);
@@ -3684,13 +4651,8 @@ static void status_log(apr_pool_t *p)
         return;
     }
     if (t.stored) {
-        kept =
-            apr_psprintf(p,
-                         "%d of them kept in files: %d restored from "
-                         "file, %d from the memory of a killed run, %d "
-                         "began empty",
-                         t.stored, t.from[ORIGIN_FILE], t.from[ORIGIN_MEMORY],
-                         t.from[ORIGIN_NOTHING] + t.from[ORIGIN_BAD_FILE]);
+        kept = apr_psprintf(p, "%d of them kept in files: %s", t.stored,
+                            origins_text(p, &t));
     }
     ap_log_error(APLOG_MARK, t.from[ORIGIN_MEMORY] ? APLOG_NOTICE : APLOG_INFO,
                  0, ap_server_conf, "slotmem_shm: %d segment%s, %s", t.segments,
@@ -3698,24 +4660,6 @@ static void status_log(apr_pool_t *p)
 }
 
 /* ==================== hooks ==================== */
-
-/* Before any pool of the configuration goes: what is to be kept is stored
- * while every segment is still there. */
-static apr_status_t close_store(void *data)
-{
-    store_t st;
-
-    (void)data;
-    if (self.pid != getpid() || self.is_child) {
-        return APR_SUCCESS;
-    }
-    checkpoint_stop();
-    if (checkpoint_wanted()) {
-        persist_store_all(&st, STORE_SUFFIX_STOP);
-        store_sweep_all();
-    }
-    return APR_SUCCESS;
-}
 
 static int server_exits(void)
 {
@@ -3726,32 +4670,132 @@ static int server_exits(void)
 #endif
 }
 
-/* After the cleanups of all who were configured after this module: removes
- * every segment from the system and from this process. */
-static apr_status_t close_remove(void *data)
+/* Takes the names of this process's segments off the system.  A stored
+ * segment whose file could not be written keeps its name, and the list keeps
+ * it, so that whatever comes next (a kill, the next start) finds it.  Returns
+ * how many those are. */
+static unsigned int names_remove(void)
 {
-    int left;
+    ap_slotmem_instance_t *s;
+    unsigned int kept = 0;
+
+    for (s = registry->first; s; s = s->next) {
+        if (s->key && retained->state == RUNTIME_OWNER && !s->has_digest
+            && is_stored(s, STORE_STOP)) {
+            kept++;
+        }
+        else if (s->key) {
+            object_remove(s->key);
+            s->key = NULL;
+        }
+    }
+    if (!kept) {
+        runtime_sweep(head_is_ours); /* what children have made */
+    }
+    return kept;
+}
+
+/* What the next start finds. */
+static void marker_leave(int exiting, unsigned int kept)
+{
+    if (retained->state != RUNTIME_OWNER) {
+        return;
+    }
+    if (!exiting) {
+        marker_write();
+    }
+    else if (!kept) {
+        unlink(retained->path);
+    }
+    if (exiting) {
+        marker_close();
+    }
+}
+
+/*
+ * The generation ends: everything is stored, and handed over.  A plain cleanup
+ * of pconf, registered in pre_config, so after the cleanups of all who were
+ * configured later, among them the one in which httpd forgets that it was
+ * asked to stop or restart: a signal that comes while this stores is kept.
+ */
+static apr_status_t slotmem_close(void *data)
+{
+    const int exiting = server_exits();
+    enum runtime_state before;
+    unsigned int kept;
+    store_t st;
 
     (void)data;
-    if (self.pid != getpid() || self.is_child || !registry.pool) {
+    if (self.process.pid != (apr_uint32_t)getpid() || self.role == ROLE_CHILD
+        || !registry) {
         return APR_SUCCESS;
     }
-    left = orphans_left();
-    apr_pool_destroy(registry.pool);
-    memset(&registry, 0, sizeof(registry));
-    orphans = NULL;
+    checkpoint_stop();
+    if (retained->state != RUNTIME_UNKNOWN && retained->pid == getpid()) {
+        const int arriving =
+            self.role == ROLE_CONFIGURING && orphans.by_key != NULL;
+
+        if (runtime_look(&before)) {
+            runtime_succeed(before);
+        }
+        if (runtime_may_write() && store_is_wanted()) {
+            retained->unflushed = !exiting;
+            store_all(&st, exiting ? STORE_STOP : STORE_RESTART,
+                      &retained->told->failing);
+            store_sweep_all(); /* what the helper was about to write */
+        }
+        kept = names_remove();
+        /* A start that is given up before it took over what it found leaves
+         * the list of that as it is. */
+        if (!arriving) {
+            marker_leave(exiting, kept);
+        }
+    }
+    former_end(); /* given up before it was taken over */
+    orphans_end(0);
+    if (exiting || retained->state == RUNTIME_UNKNOWN) {
+        registry_close(registry);
+    }
+    else {
+        retained->former = registry;
+    }
+    registry = NULL;
     self.mutex = NULL;
-    marker_end(server_exits(), left);
     return APR_SUCCESS;
 }
 
-/* The marker steers the parent, so it is not for others to write.  Not all
- * that is forked comes by child_init: mod_cgid's daemon does not. */
+/* After every fork, whoever forked.  The marker steers the parent, so it is
+ * not for others to write; and the helper must see its pipe end when the
+ * parent ends. */
 static void fork_in_child(void)
 {
+    process_note_self();
     if (retained) {
         marker_close();
     }
+    if (checkpoint.pipe >= 0) {
+        close(checkpoint.pipe);
+        checkpoint.pipe = -1;
+    }
+}
+
+static int retained_open(void)
+{
+    void *page;
+
+    retained = ap_retained_data_get(RETAINED_KEY);
+    if (retained) {
+        return 1;
+    }
+    page = mmap(NULL, sizeof(*retained->told), PROT_READ | PROT_WRITE,
+                MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED) {
+        return 0;
+    }
+    retained = ap_retained_data_create(RETAINED_KEY, sizeof(*retained));
+    retained->marker = -1;
+    retained->told = page;
+    return 1;
 }
 
 static int slotmem_pre_config(apr_pool_t *pconf, apr_pool_t *plog,
@@ -3762,26 +4806,21 @@ static int slotmem_pre_config(apr_pool_t *pconf, apr_pool_t *plog,
 
     (void)plog;
     (void)ptemp;
-    retained = ap_retained_data_get(RETAINED_KEY);
-    if (!retained) {
-        retained = ap_retained_data_create(RETAINED_KEY, sizeof(*retained));
-    }
-    orphans = NULL;
-    self.is_child = 0;
+    memset(&orphans, 0, sizeof(orphans));
+    self.role = ROLE_CONFIGURING;
     process_note_self();
+    self.server = self.process;
     if (!watching) {
         watching = pthread_atfork(NULL, NULL, fork_in_child) == 0;
     }
-
-    rv = registry_open();
+    rv = retained_open() ? registry_open() : APR_ENOMEM;
     if (rv != APR_SUCCESS) {
         ap_log_error(APLOG_MARK, APLOG_CRIT, rv, NULL,
                      "slotmem_shm: no memory to begin with");
         return HTTP_INTERNAL_SERVER_ERROR;
     }
-    apr_pool_pre_cleanup_register(pconf, NULL, close_store);
-    apr_pool_cleanup_register(pconf, NULL, close_remove, apr_pool_cleanup_null);
-
+    apr_pool_cleanup_register(pconf, NULL, slotmem_close,
+                              apr_pool_cleanup_null);
     rv = ap_mutex_register(pconf, MUTEX_TYPE, NULL, APR_LOCK_DEFAULT, 0);
     return rv == APR_SUCCESS ? OK : HTTP_INTERNAL_SERVER_ERROR;
 }
@@ -3789,73 +4828,73 @@ static int slotmem_pre_config(apr_pool_t *pconf, apr_pool_t *plog,
 static int slotmem_post_config(apr_pool_t *pconf, apr_pool_t *plog,
                                apr_pool_t *ptemp, server_rec *server)
 {
-    apr_status_t rv;
-
+    (void)pconf;
     (void)plog;
     (void)ptemp;
-    if (!runs_for_real()) {
-        return OK;
+    (void)server;
+    if (runs_for_real()) {
+        self.server = self.process; /* the server may have detached */
+        runtime_arrive();
     }
-    if (self.pid != getpid()) {
-        /* The server has detached since pre_config, and a lock that somebody's
-         * early create took has stayed with the former process. */
-        process_note_self();
-        registry.claimed = 0;
-    }
-    rv = ap_global_mutex_create(&self.mutex, NULL, MUTEX_TYPE, NULL, server,
-                                pconf, 0);
-    if (rv != APR_SUCCESS) {
-        return HTTP_INTERNAL_SERVER_ERROR; /* and it has said why */
-    }
-    if (retained->checkpoint_due < apr_time_now() + CHECKPOINT_PAUSE) {
-        retained->checkpoint_due = apr_time_now() + CHECKPOINT_PAUSE;
-    }
-    runtime_claim();
-    checkpoint_resume();
     return OK;
 }
 
-/* After every module's post_config, at each start and restart. */
+/*
+ * After every module's post_config, at each start and restart.  The mutex
+ * comes last, when all others have theirs, since it is for what is rare: two
+ * children that make one segment.  Where the system has no more to give, the
+ * server starts without.
+ */
 static int slotmem_ready(apr_pool_t *pconf, apr_pool_t *plog, apr_pool_t *ptemp,
                          server_rec *server)
 {
-    (void)pconf;
     (void)plog;
-    (void)server;
-    if (runs_for_real()) {
-        /* Nobody will ask any more for what a killed run left. */
-        takeover_finish();
-        status_log(ptemp);
+    if (!runs_for_real()) {
+        return OK;
+    }
+    inheritance_end();
+    self.role = ROLE_PARENT;
+    status_log(ptemp);
+    checkpoint_start();
+    if (registry->count
+        && ap_global_mutex_create(&self.mutex, NULL, MUTEX_TYPE, NULL, server,
+                                  pconf, 0)
+               != APR_SUCCESS) {
+        self.mutex = NULL;
+        ap_log_error(APLOG_MARK, APLOG_WARNING, 0, server,
+                     "slotmem_shm: no mutex \"" MUTEX_TYPE "\" could be had "
+                     "(the line before says why). The server works without, "
+                     "but for one thing: of two processes that make a segment "
+                     "of one name at run time, and one of which dies doing so, "
+                     "the other may be refused. Another mechanism in the Mutex "
+                     "directive helps");
     }
     return OK;
-}
-
-static apr_status_t child_close(void *data)
-{
-    close_store(data);
-    return close_remove(data);
 }
 
 static void slotmem_child_init(apr_pool_t *pchild, server_rec *server)
 {
     apr_status_t rv;
 
-    if (self.pid == getpid()) {
+    if (self.role == ROLE_PARENT && self.server.pid == (apr_uint32_t)getpid()) {
         /* httpd -X: parent and child are one, and end with this pool. */
-        apr_pool_pre_cleanup_register(pchild, NULL, child_close);
+        apr_pool_cleanup_register(pchild, NULL, slotmem_close,
+                                  apr_pool_cleanup_null);
         return;
     }
-    self.is_child = 1;
-    process_note_self();
+    self.role = ROLE_CHILD;
+    if (!registry) {
+        return;
+    }
     /* A thread of the parent's may have held it during the fork. */
     registry_lock_make();
-
     if (!self.mutex) {
         return;
     }
     rv = apr_global_mutex_child_init(
         &self.mutex, apr_global_mutex_lockfile(self.mutex), pchild);
     if (rv != APR_SUCCESS) {
+        self.mutex = NULL;
         ap_log_error(APLOG_MARK, APLOG_CRIT, rv, server,
                      "slotmem_shm: cannot open the mutex \"" MUTEX_TYPE "\" "
                      "in a child; try another mechanism in the Mutex "
@@ -3876,6 +4915,7 @@ static void register_hooks(apr_pool_t *p)
     ap_hook_post_config(slotmem_post_config, NULL, NULL, APR_HOOK_REALLY_FIRST);
     ap_hook_post_config(slotmem_ready, NULL, NULL, APR_HOOK_REALLY_LAST + 1);
     ap_hook_child_init(slotmem_child_init, NULL, NULL, APR_HOOK_REALLY_FIRST);
+    ap_hook_child_status(checkpoint_child_status, NULL, NULL, APR_HOOK_MIDDLE);
     ap_hook_monitor(checkpoint_monitor, NULL, NULL, APR_HOOK_MIDDLE);
     APR_OPTIONAL_HOOK(ap, status_hook, slotmem_status, NULL, NULL,
                       APR_HOOK_MIDDLE);

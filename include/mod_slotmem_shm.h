@@ -53,9 +53,21 @@
  *     + digest             16                   struct slotmem_shm_file_desc
  *                                               and padding
  *
- * A reader finds the descriptor in the last 16 bytes; httpd's own module
- * may leave older bytes behind the descriptor, since it never shortens a
- * file.  The number at offset 0 is not to be relied on: count the table.
+ * httpd's own module may leave older bytes behind the descriptor, since it
+ * never shortens a file.  The number at offset 0 is not to be relied on:
+ * count the table.
+ *
+ * Of a segment whose table a restart clears (CLEARINUSE), this module notes
+ * behind the image whose slots they were, for the table in the file no
+ * longer says it.  httpd's own module ignores what follows the descriptor.
+ *
+ *     image                item_num             one byte a slot:
+ *                                               SLOTMEM_SHM_KIND_*
+ *     + kinds              48                   struct slotmem_shm_trailer_end
+ *
+ * The end names the image by its MD5: a trailer that stayed behind when
+ * another image was written in front of it speaks of no image any more.
+ * slotmem_image.h has the functions that read all this.
  */
 #define SLOTMEM_SHM_FILE_SUFFIX      ".persist"
 #define SLOTMEM_SHM_FILE_COUNT_SIZE  8u  /* bytes at offset 0              */
@@ -85,6 +97,28 @@ static inline uint64_t slotmem_shm_file_size(uint64_t item_size,
         return 0;
     }
     return item_num * (item_size + 1) + fixed;
+}
+
+#define SLOTMEM_SHM_KIND_NONE 0u /* nobody's                         */
+#define SLOTMEM_SHM_KIND_CONFIGURED                                            \
+    1u                              /* claimed by the parent, before it
+                                          forked children                  */
+#define SLOTMEM_SHM_KIND_RUNTIME 2u /* claimed at run time              */
+
+/* "slotkind" read as a 64-bit number. */
+#define SLOTMEM_SHM_TRAILER_MAGIC UINT64_C(0x646e696b746f6c73)
+
+struct slotmem_shm_trailer_end {
+    unsigned char image[16];  /*  0: MD5 of the image that it belongs to    */
+    unsigned char digest[16]; /* 16: MD5 of the kinds and of `image`        */
+    uint64_t size;            /* 32: bytes of the kinds and of this         */
+    uint64_t magic;           /* 40: SLOTMEM_SHM_TRAILER_MAGIC              */
+};
+
+/** Bytes of a trailer, kinds and end. */
+static inline uint64_t slotmem_shm_trailer_size(unsigned int item_num)
+{
+    return (uint64_t)item_num + sizeof(struct slotmem_shm_trailer_end);
 }
 
 /* ------------------------------------------------------------------ */
@@ -129,10 +163,12 @@ struct slotmem_shm_header {
     uint64_t slots_offset; /* 32: of slot 0, from the header                 */
     uint64_t total_size;   /* 40: bytes from the header to the slack's end   */
     uint64_t generation;   /* 48: of the MPM, when the segment was made      */
-    uint64_t pid;          /* 56: of the process that made it                */
+    uint64_t pid;          /* 56: of the server's parent process             */
     unsigned char run[SLOTMEM_SHM_RUN_LEN]; /* 64: identity of the run       */
-    uint64_t stored;    /* 80: when last stored, microseconds since 1970  */
-    uint64_t unused[5]; /* 88: zero                                       */
+    uint64_t stored; /* 80: when last stored, microseconds since 1970        */
+    uint64_t birth;  /* 88: of the parent, as slotmem_locks.h has it         */
+    unsigned char directory[16]; /*  96: identity of the runtime directory   */
+    uint64_t marks[2];           /* 112: of its stored files                 */
 };
 
 #endif /* MOD_SLOTMEM_SHM_H */

@@ -207,6 +207,11 @@ class Manager:
 
     def balancers(self):
         page = self._ask("GET", self.path + "?xml=1")
+        if not page.lstrip().startswith("<?xml"):
+            # httpd 2.4.37 to 2.4.41 wants to be shown a nonce even for this.
+            page = self._ask("GET", self.path + "?xml=1&" + re.search(
+                r"\?(b=[^&\"]+)&(?:amp;)?(?:w=[^&\"]*&(?:amp;)?)?"
+                r"(nonce=[-\w]+)", page).expand(r"\1&\2"))
         found = {}
         root = xml.etree.ElementTree.fromstring(page)
         for node in root.iter(XMLNS + "balancer"):
@@ -223,7 +228,10 @@ class Manager:
         for one in node.iter(XMLNS + "worker"):
             # Init says only that the child which answers has used the member.
             status = frozenset(text(one, "status").split()) - {"Init"}
-            members[text(one, "name")] = Member(
+            name = text(one, "name")
+            while name in members:
+                name += " again"        # no two rows may look like one
+            members[name] = Member(
                 text(one, "name"), text(one, "route"),
                 float(text(one, "loadfactor")), int(text(one, "lbset")),
                 status, int(text(one, "elected")))
@@ -240,8 +248,8 @@ class Manager:
     def status(self, url, name="cluster"):
         return self.members(name)[url].status
 
-    def form(self, name="cluster", member=None):
-        query = {"b": name, "nonce": self.balancer(name).nonce}
+    def form(self, name="cluster", member=None, nonce=None):
+        query = {"b": name, "nonce": nonce or self.balancer(name).nonce}
         if member:
             query["w"] = member
         form = _Form(self._ask("GET", self.path + "?"

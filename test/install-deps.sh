@@ -17,7 +17,7 @@
 # Installs the Debian packages that a target of the Makefile needs, if any of
 # them is missing; says first what it will do.  Silent when nothing is.
 #
-#     test/install-deps.sh build|demo|check|bench|screenshot
+#     test/install-deps.sh build|demo|check|bench|screenshot|manual|deb|check-deb|rpm
 #
 # Never the package apache2: that would start a server on port 80.  With APXS
 # set to an apxs that is there, httpd's own packages are not asked for: it is
@@ -26,7 +26,7 @@ set -u
 LC_ALL=C
 export LC_ALL
 
-usage="usage: $0 build|demo|check|bench|screenshot"
+usage="usage: $0 build|demo|check|bench|screenshot|manual|deb|check-deb|rpm"
 [ $# = 1 ] || { echo "$usage" >&2; exit 2; }
 
 compiler="gcc libc6-dev make"
@@ -37,14 +37,19 @@ case ${APXS:-apxs} in
 esac
 build="$compiler $httpd"
 demo="$build curl apache2-utils python3"
+deb="$compiler apache2-dev debhelper dpkg-dev lintian"
 case $1 in
     build) wanted=$build ;;
     demo) wanted=$demo ;;
     check) wanted="$demo python3-pytest python3-pytest-xdist procps strace
-                   clang clang-format libclang-rt-dev cppcheck valgrind
-                   libcmocka-dev spin tidy" ;;
+                   clang clang-format clang-tidy libclang-rt-dev cppcheck
+                   valgrind libcmocka-dev libxml2-utils spin tidy" ;;
     bench) wanted="$demo valgrind wrk" ;;
     screenshot) wanted="$demo chromium fonts-dejavu-core" ;;
+    manual) wanted=libxml2-utils ;;
+    deb) wanted=$deb ;;
+    check-deb) wanted="$deb autopkgtest mmdebstrap" ;;
+    rpm) wanted="$build cpio python3 rpm rpmlint" ;;
     *) echo "$usage" >&2; exit 2 ;;
 esac
 

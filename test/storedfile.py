@@ -22,6 +22,8 @@ import hashlib
 import os
 import struct
 
+import httpd as harness
+
 PERSIST, NOTMPSAFE, PREGRAB, CLEARINUSE = 1, 2, 4, 8
 
 
@@ -45,7 +47,7 @@ def image(size, num, type, slots=None, used=(), free=None):
     table = bytes(int(slot in used) for slot in range(num))
     body = struct.pack("=II", free, 0) + bytes(content) + table
     return (body + hashlib.md5(body).digest()
-            + struct.pack("=QII", size, num, flags(type)))
+            + harness.file_descriptor().pack(size, num, flags(type)))
 
 
 class Stored:
@@ -56,7 +58,8 @@ class Stored:
             self.raw = raw = file.read()
         if len(raw) < 40:
             raise ValueError(f"{path}: {len(raw)} bytes")
-        self.size, self.num, self.type = struct.unpack("=QII", raw[-16:])
+        self.size, self.num, self.type = harness.file_descriptor().unpack(
+            raw[-16:])
         if len(raw) != 40 + self.num * (self.size + 1):
             raise ValueError(f"{path}: {len(raw)} bytes do not hold "
                              f"{self.num} slots of {self.size}")

@@ -29,6 +29,7 @@ import pytest
 
 import balancer
 import httpd as harness
+import sharedmem
 from balancer import (MANAGER, MODULES, Manager, answered, cluster,
                       in_every_child)
 from conftest import module_path
@@ -310,43 +311,6 @@ def test_balancer_added_to_the_configuration_leaves_others_as_they_were(
     check_set_up(manager, urls)
 
 
-def test_member_removed_from_the_configuration_leaves_others_as_they_were(
-        httpd, urls):
-    """Fails when one BalancerMember less re-enables those that are disabled.
-
-    There is room for runtime members here, and mod_proxy_balancer takes for
-    one of those whatever else it finds: the one that was removed stays, and
-    has to be disabled or stopped in the manager.
-    """
-    server = httpd(conf=PERSIST + cluster(urls[:4]), modules=MODULES)
-    manager = Manager(server)
-    set_up_by_hand(manager, urls)
-    expected = manager.members()
-    server.conf = PERSIST + cluster(urls[:3])
-    stop_and_start(server)
-    assert manager.members() == expected
-    manager.change(urls[3], w_status_S="1")
-    stop_and_start(server)
-    assert manager.status(urls[3]) == {"Stop"}
-    check_set_up(manager, urls)
-
-
-def test_fewer_members_than_were_stored_begin_anew_and_the_log_says_so(
-        httpd, urls):
-    """Fails when a member that no longer has a slot is cut off in silence, or
-    when what was stored of it is gone for good."""
-    server = httpd(conf=PERSIST + cluster(urls[:4], options=""),
-                   modules=MODULES)
-    manager = Manager(server)
-    set_up_by_hand(manager, urls)
-    server.conf = PERSIST + cluster(urls[:3], options="")
-    with server.announced(r"_cluster\.shm\.persist.*does not fit"):
-        stop_and_start(server)
-    assert set(manager.members()) == set(urls[:3])
-    assert answered(server, 9) == {"0", "1", "2"}
-    assert is_stored(server, "main-site", "*_cluster.shm.persist?*")
-
-
 def test_graceful_restarts_under_load_keep_a_disabled_member_disabled(
         httpd, mpm, urls):
     """Fails when children of the old generation, who go on counting requests
@@ -464,7 +428,7 @@ def test_container_that_died_goes_on_from_its_last_checkpoint(httpd, request,
                 kill_all(server)
         for server in servers:
             for path in server.leaked_shm():
-                os.unlink(path)
+                sharedmem.remove(path)
             server.start()
             manager = Manager(server)
             if manager.balancer().settings != expected[server].settings:

@@ -44,7 +44,7 @@ def test_kills_at_any_instant_cost_nobody_a_slot(httpd, mpm_killed):
     """One slot, two owners; a slot nobody can grab any more; half of a put; a
     call that waits for the dead: an administrator sees members that vanish."""
     server = httpd(soak.CONF, mpm=mpm_killed, children=soak.CHILDREN,
-                   loglevel="warn")
+                   loglevel="notice")     # so that a child that crashes shows
     # A put that a kill cut in two is told, once, when somebody waits for it.
     server.allow_log(r"died while it wrote")
     server.allow_log("AH10392: children are killed successively")

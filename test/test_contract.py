@@ -31,6 +31,7 @@ import subprocess
 import pytest
 
 import httpd as harness
+import sharedmem
 from httpd import NULL, op_line
 
 PREGRAB = "pregrab"
@@ -89,7 +90,8 @@ class Stored:
         self.in_use = list(self.raw[end:end + num])
         self.digest = self.raw[end + num:end + num + 16]
         self.digest_of_content = hashlib.md5(self.raw[:end + num]).digest()
-        self.descriptor = struct.unpack_from("=QII", self.raw, end + num + 16)
+        self.descriptor = harness.file_descriptor().unpack_from(
+            self.raw, end + num + 16)
         self.length_expected = end + num + 16 + 16
 
 
@@ -425,7 +427,8 @@ def test_second_child_may_not_ask_for_more_than_the_first_created(server):
 @pytest.mark.only_ours("the stock module unlinks it when its maker ends")
 def test_segment_made_at_run_time_outlives_its_maker(httpd, target):
     """Children end all the time; httpd starts others in their place."""
-    server = httpd(target=target, conf="MaxConnectionsPerChild 10")
+    server = httpd(target=target, conf="MaxConnectionsPerChild 10",
+                   may_end=True)
     maker = server.slotmem(server.children()[0])
     assert maker.create("late", 64, 4, PREGRAB).ok
     assert maker.grab("late").ok and maker.put("late", 0, b"kept").ok
@@ -450,16 +453,17 @@ def test_restart_removes_what_children_made_at_run_time(httpd, target, how):
     server = httpd(target=target)
     assert server.slotmem().create("late", 64, 4, PREGRAB).ok
     path = server.shm_path("late")
-    assert os.path.exists(path)
+    assert sharedmem.exists(path)
     RESTARTS[how](server)
     if server.shm_path("late") != path:
-        assert not os.path.exists(path)
+        assert not sharedmem.exists(path)
     slotmem = server.slotmem(server.children()[0])
     assert not slotmem.attach("late").ok
     assert slotmem.create("late", 64, 4, PREGRAB).ok
     assert slotmem.info("late").num_free == 4
 
 
+@sharedmem.only_posix("a System V segment without a key file is not found")
 @pytest.mark.only_ours("the stock module believes what lies in the memory")
 @pytest.mark.parametrize("content", [b"", b"\0" * 4096, b"\xff" * 4096,
                                      os.urandom(70000)],
@@ -529,7 +533,7 @@ def test_relative_name_is_keyed_by_the_runtime_directory(server):
     """Other tools and old scripts find the object by this name."""
     path = server.shm_path("fixed")
     assert path in server.shm_objects()
-    assert os.path.basename(path) in server.slotmem().mapping("fixed").line
+    assert sharedmem.is_in_line(path, server.slotmem().mapping("fixed").line)
 
 
 def test_generation_in_the_key_is_hexadecimal(httpd, target):
@@ -538,7 +542,8 @@ def test_generation_in_the_key_is_hexadecimal(httpd, target):
     while server.generation < 11:
         before = server.shm_path("seg")
         server.restart()
-        assert not os.path.exists(before)
+        assert (not sharedmem.exists(before)
+                or server.shm_path("seg") == before)
     assert server.key_file("seg").endswith("/slotmem-shm-seg_b.shm")
     assert server.shm_path("seg") in server.shm_objects()
 
@@ -549,8 +554,7 @@ def test_absolute_name_is_keyed_by_itself(httpd, target):
     server.conf = "SlotmemTestCreate ${ROOT}/logs/absolute%20name 64 4 persist"
     server.start()
     slotmem = server.slotmem()
-    assert server.shm_path(name) == os.path.join(
-        "/dev/shm", os.path.basename(harness.shm_object(name)))
+    assert server.shm_path(name) == sharedmem.of_key(name)
     assert server.shm_path(name) in server.shm_objects()
     slotmem.put(name, 2, b"kept")
     server.stop()
@@ -939,8 +943,9 @@ def test_no_lock_is_held_while_a_callback_runs(server):
         finally:
             with open(until, "w"):
                 pass
+            walk.exception()
+            assert one.release("fixed", 9).ok
         assert walk.result().ids == [9]
-    assert one.release("fixed", 9).ok
 
 
 # ---------------------------------------------------------------------------
@@ -1087,7 +1092,8 @@ def test_restart_removes_the_old_generations_objects(httpd, target, how):
     before = server.shm_objects()
     assert server.shm_path("plain") in before
     RESTARTS[how](server)
-    assert not [path for path in before if os.path.exists(path)]
+    assert not [path for path in before - server.shm_objects()
+                if sharedmem.exists(path)]
     assert server.shm_path("plain") in server.shm_objects()
 
 
@@ -1098,7 +1104,8 @@ def test_clean_stop_leaves_the_stored_files_and_nothing_else(httpd, target):
     assert sorted(os.listdir(server.run_dir)) == sorted(
         f"slotmem-shm-{name}.shm.persist"
         for name in ("kept", "cleared", "nothing", "big"))
-    assert objects and not [path for path in objects if os.path.exists(path)]
+    assert objects and not [path for path in objects
+                            if sharedmem.exists(path)]
 
 
 @pytest.mark.parametrize("name, type, in_use", [
@@ -1144,10 +1151,10 @@ def test_files_and_objects_are_for_their_owner_only(httpd, target):
     objects = server.shm_objects()
     assert objects
     for path in objects:
-        assert stat.S_IMODE(os.stat(path).st_mode) == 0o600, path
+        assert sharedmem.modes(path) == {0o600}, path
     assert server.slotmem().create("at run time", 8, 8).ok
     late = server.shm_path("at run time")
-    assert stat.S_IMODE(os.stat(late).st_mode) == 0o600
+    assert sharedmem.modes(late) == {0o600}
     server.stop()
     for name in os.listdir(server.run_dir):
         mode = os.stat(os.path.join(server.run_dir, name)).st_mode
@@ -1229,7 +1236,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
 def check_anonymous_fallback(server):
     one, other = map(server.slotmem, server.children())
-    assert "ShM." not in one.mapping("seg").line
+    assert not sharedmem.is_named(one.mapping("seg").line)
     size = 256 * 1024
     for slot in range(16):                  # every page can be written
         assert one.grab("seg").id == slot
@@ -1259,6 +1266,7 @@ def test_shm_too_small_is_no_reason_not_to_start(httpd, target):
 
 
 @needs_root
+@sharedmem.only_posix("shared memory is not in /dev/shm here")
 @pytest.mark.only_ours("the stock module does not start")
 def test_shm_not_writable_is_no_reason_not_to_start(httpd, target):
     server = httpd(target=target, conf=FALLBACK_CONF, wrapper=READ_ONLY_SHM,
@@ -1299,6 +1307,7 @@ def test_httpd_of_an_ordinary_user_keeps_state(httpd, target, how):
 
 
 @needs_root
+@sharedmem.only_posix("a key's number is not known before there is a file")
 @pytest.mark.only_ours("the stock module does not start")
 def test_foreign_object_in_the_way_is_no_reason_not_to_start(httpd, target):
     """Left by an httpd that ran as root, found by one that does not."""

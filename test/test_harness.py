@@ -166,3 +166,65 @@ def test_several_servers_do_not_meet(httpd, stock_module):
     assert servers[1].leaked_shm()
     servers[1].close(check=False)
     assert not servers[0].leaked_shm() ^ servers[0].shm_objects()
+
+
+def test_stale_socket_is_not_taken_for_a_child(server):
+    """A killed child leaves its socket; its number goes to somebody else."""
+    stranger = os.getpid()
+    born = harness.birth(stranger)
+    for wrong in born - 1, born + 1:
+        path = os.path.join(server.ctl_dir, f"child-{stranger}-0-{wrong}.sock")
+        with open(path, "w"):
+            pass
+    assert stranger not in server.children()
+    with pytest.raises(harness.HttpdError, match="ended before it was killed"):
+        server.kill_child(stranger)
+
+
+def test_child_that_ends_unasked_fails(stock_module):
+    """httpd says nothing of one that ends with status 0."""
+    running = harness.Httpd(SEGMENT + "\nMaxConnectionsPerChild 1",
+                            slotmem_module=stock_module, mpm="prefork")
+    running.start()
+    children = running.children()
+    running.get("/")
+    harness.wait_for(lambda: set(children) - set(running.children()),
+                     "a child to end after its connection")
+    with pytest.raises(harness.HttpdError, match="ended unasked"):
+        running.close()
+    assert not running.processes()
+
+
+def test_ports_are_nobody_else_s(httpd, stock_module):
+    """Neither another server's nor what the kernel gives to a client, also
+    while the server is down."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
+        first = int(file.read().split()[0])
+    server = httpd(SEGMENT, slotmem_module=stock_module, ports=3)
+    server.stop()
+    taken = [harness.Port() for _ in range(50)]
+    numbers = [port.number for port in taken]
+    for port in taken:
+        port.close()
+    assert not set(server.ports) & set(numbers)
+    assert len(set(numbers)) == 50 and max(numbers + server.ports) < first
+    server.start()
+
+
+@pytest.mark.parametrize("slotmem_first", [False, True])
+def test_server_that_detaches(mpm, stock_module, slotmem_first):
+    """As administrators start it: the process that was started ends, and the
+    server goes on in a child of it."""
+    running = harness.Httpd(SEGMENT, mpm=mpm, slotmem_module=stock_module,
+                            detached=True, slotmem_first=slotmem_first)
+    running.start()
+    with open(running.pid_file) as file:
+        assert int(file.read()) == running.pid
+    old = running.children()
+    assert set(running.graceful()) == set(old)
+    running.stop()
+    assert running.processes() == []
+    running.start()
+    running.kill_all()
+    running.start()
+    running.close()

@@ -21,11 +21,12 @@ the parent stores, restarts and stops in good order, and no other segment is
 touched.
 """
 
+import concurrent.futures
 import hashlib
 import os
 import pwd
 import random
-import struct
+import sys
 import threading
 import time
 
@@ -33,6 +34,8 @@ import pytest
 
 import hostile
 import httpd as harness
+import layout
+import sharedmem
 
 NUM = 5000          # two levels of the table, every stripe
 SMALL = 70          # two levels, and few enough words to try each
@@ -58,7 +61,8 @@ def begin(factory, options, conf=CONF, **more):
     server = factory(hostile.attacker_conf() + hostile.canary_conf() + conf,
                      **{**options, **more})
     server.allow_log(hostile.EXPECTED_LOG)
-    hostile.canary_set(server)
+    if server.process is not None:
+        hostile.canary_set(server)
     return server
 
 
@@ -72,7 +76,7 @@ def image(path):
     """Slots and table of a stored file, which must be whole."""
     with open(path, "rb") as file:
         data = file.read()
-    size, num, _ = struct.unpack("=QII", data[-16:])
+    size, num, _ = harness.file_descriptor().unpack(data[-16:])
     assert len(data) == 8 + num * (size + 1) + 16 + 16
     assert hashlib.md5(data[:-32]).digest() == data[-32:-16]
     table = data[8 + num * size:-32]
@@ -98,6 +102,7 @@ def test_guard_pages_stop_who_runs_past_a_segment(httpd, guarded):
         attacker = hostile.Attacker(server, server.children()[0])
 
 
+@sharedmem.needs_root
 def test_attacker_has_the_child_s_rights_and_no_more(httpd, guarded):
     """The parent's objects are not its to open, cut or replace."""
     server = begin(httpd, guarded)
@@ -184,7 +189,7 @@ def test_every_call_with_each_word_before_the_slots_changed(httpd, watched):
     rng = random.Random(6)
     op = harness.op_line
     for at in range(0, where.control, 8):
-        old = int.from_bytes(before[at:at + 8], "little")
+        old = int.from_bytes(before[at:at + 8], sys.byteorder)
         slot = at // 8 % SMALL
         for value in some(values(old, rng), at // 8):
             attacker.word(where.start + at, value)
@@ -259,13 +264,12 @@ def test_parent_goes_on_after_each_word_was_changed(httpd, watched):
 
 
 def mapped_at(server, pid):
-    """{object of /dev/shm: where a process has it mapped}"""
+    """{shared memory object: where a process has it mapped}"""
     found = {}
     with open(f"/proc/{pid}/maps") as file:
         for line in file:
-            if " /dev/shm/" in line:
-                found[line.split(None, 5)[5].strip()] = int(
-                    line.split("-")[0], 16)
+            for name in sharedmem.mapped(line):
+                found[name] = int(line.split("-")[0], 16)
     return found
 
 
@@ -350,6 +354,7 @@ def test_pages_given_back_while_dev_shm_is_full_do_not_kill_the_parent(
     hostile.canary_check(server)
 
 
+@sharedmem.only_posix("nobody can shorten a System V segment")
 def test_owner_of_an_object_cuts_it_short(httpd, guarded):
     """Without root, parent and children are one user, and any child may cut
     the objects: the parent still stops in good order."""
@@ -371,6 +376,7 @@ def test_owner_of_an_object_cuts_it_short(httpd, guarded):
 # Objects that an attacker makes
 # ---------------------------------------------------------------------------
 
+@sharedmem.only_posix("a key's number is not known before there is a file")
 def test_planted_segments_are_in_bounds_for_a_sibling(httpd, watched):
     """Objects under names that a child will ask for, with a header that fits
     but for one word, each word in turn; and APR's size word before it.  What
@@ -379,12 +385,12 @@ def test_planted_segments_are_in_bounds_for_a_sibling(httpd, watched):
     attacker, other = attack(server)
     where = attacker.range("plain")
     rng = random.Random(6)
-    original = attacker.get(where.start, 8 + 56 + 128)
+    original = attacker.get(where.start, layout.header_end())
     planted = []
     try:
         count = 0
         for at in range(0, len(original), 8):
-            old = int.from_bytes(original[at:at + 8], "little")
+            old = int.from_bytes(original[at:at + 8], sys.byteorder)
             for value in values(old, rng):
                 attacker.word(where.start + at, value)
                 path = server.shm_path(f"late{count}")
@@ -413,26 +419,52 @@ def test_planted_segments_are_in_bounds_for_a_sibling(httpd, watched):
     hostile.canary_check(server)
 
 
+@sharedmem.only_posix("a key's number is not known before there is a file")
 def test_parent_makes_its_own_where_an_attacker_was_first(httpd, guarded):
     """The next generation's names can be foretold, and the run's identity is
-    in every header: the parent must neither use nor believe such an object."""
-    server = begin(httpd, guarded)
-    attacker, _ = attack(server)
-    where = attacker.range("seg")
-    for name in ("seg", "plain", "early"):
-        attacker.plant(server.shm_path(name, server.generation + 1),
-                       where.start, where.length)
-    early = server.shm_path("early", server.generation + 1)
+    in every header: the parent must neither use nor believe such an object.
+
+    The parent is held in post_config just before it makes its segments: what
+    lay there earlier would have been swept away, and show nothing.
+    """
+    server = begin(httpd, guarded, start=False,
+                   conf="SlotmemTestPostConfig hold until=${ROOT}/htdocs/go\n"
+                        + CONF)
+    gate = os.path.join(server.root, "htdocs", "go")
+    with open(gate, "w"):
+        pass
+    server.start()
+    hostile.canary_set(server)
+    names = {name: server.shm_path(name, server.generation + 1)
+             for name in ("seg", "plain", "early")}
     server.at_stage("post_config", harness.op_line("attach", name="early"))
     try:
-        server.graceful()
+        with server.held_request() as pid, \
+                concurrent.futures.ThreadPoolExecutor(1) as pool:
+            attacker = hostile.Attacker(server, pid)
+            where = attacker.range("seg")
+            os.unlink(gate)
+            os.unlink(gate + ".reached")
+            restart = pool.submit(server.graceful, wait_old=False)
+            try:
+                harness.wait_for(lambda: os.path.exists(gate + ".reached"),
+                                 "the parent to be about to make its segments")
+                for path in names.values():
+                    attacker.plant(path, where.start, where.length)
+            finally:
+                with open(gate, "w"):
+                    pass
+                old = restart.result()
+        server.wait_gone(old)
         assert not server.stage("post_config")[-1].ok
         for name in ("seg", "plain"):
-            assert os.stat(server.shm_path(name)).st_uid == 0
+            assert os.stat(names[name]).st_uid == 0
+        assert server.slotmem().info("seg").num_slots == NUM
+        assert server.slotmem().info("plain").num_slots == SMALL
         hostile.canary_check(server)
     finally:
-        if os.path.exists(early):
-            os.unlink(early)
+        if os.path.exists(names["early"]):
+            os.unlink(names["early"])
 
 
 class Shortener(threading.Thread):
@@ -460,6 +492,7 @@ class Shortener(threading.Thread):
         self.join()
 
 
+@sharedmem.only_posix("nobody can shorten a System V segment")
 def test_take_over_of_an_object_that_is_cut_meanwhile(httpd, guarded):
     """Whoever owns an object under a name that the marker lists may cut it
     while the root parent of the next start reads it."""

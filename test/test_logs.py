@@ -28,6 +28,8 @@ import subprocess
 import pytest
 
 import httpd as harness
+import layout
+import sharedmem
 
 LIFE = """
 SlotmemTestCreate kept 64 10 persist+pregrab
@@ -213,6 +215,8 @@ TROUBLE = {
 @pytest.mark.parametrize("trouble", TROUBLE, ids=lambda f: f.__name__)
 def test_loss_at_the_start_is_told_with_the_remedy(httpd, trouble):
     """And nothing else at that level: one event, one line a segment."""
+    if trouble is no_dev_shm:
+        sharedmem.need_posix("shared memory is not in /dev/shm here")
     level, event, remedy = TROUBLE[trouble]
     server = httpd(LIFE.replace("SlotmemTestCreate fleeting 64 10 pregrab", ""),
                    loglevel="warn")
@@ -266,8 +270,8 @@ def test_memory_that_cannot_be_had_is_an_error(httpd):
 def test_writer_that_died_is_told(httpd):
     """Half of a write cannot be read; who asks why `get` fails must find it.
 
-    What a killed writer leaves is put there by hand: the lock of slot 0, 128
-    bytes before it in a segment of two slots, held by a process that is dead.
+    What a killed writer leaves is put there by hand: the lock of slot 0, held
+    by a process that is dead.
     """
     server = httpd("SlotmemTestCreate seg 64 2 pregrab", loglevel="warn")
     dead = server.children()[0]
@@ -275,11 +279,11 @@ def test_writer_that_died_is_told(httpd):
     caller = server.slotmem(server.wait_children(without=[dead])[0])
     assert caller.grab("seg").ok
     assert caller.put("seg", 0, bytes(64)).ok
-    caller.write("seg", 0, struct.pack("=QQ", dead << 32 | 1, 1), off=-128)
+    caller.write("seg", 0, struct.pack("=QQ", dead << 32 | 1, 1),
+                 off=layout.lock(2, 0))
     with server.announced(
             rf"\] slotmem_shm: process {dead} died while it wrote to seg; 1 "
-            "of its slots hold part of that write, and get refuses them until "
-            "they are put again as a whole"):
+            "of its slots hold part of that write, and get refuses them"):
         assert not caller.get("seg", 0, 8).ok
     assert caller.put("seg", 0, bytes(64)).ok
     assert caller.get("seg", 0, 8).ok

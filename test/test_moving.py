@@ -124,6 +124,12 @@ def test_state_moves_in_and_back_out(httpd, installed, stock_module, backends,
     assert "Slotmem" not in server.get("/server-status?auto")[1]
     assert manager.balancer().settings == set_since
 
+    # What is set now, this module has only the file of: the memory that it had
+    # before is of a generation that somebody else has followed.
+    set_meanwhile = change(manager, urls[0], w_lf="9")
+    move(server, installed)
+    assert manager.balancer().settings == set_meanwhile
+
 
 def test_installing_again_does_not_change_the_file_that_runs(httpd, tmp_path,
                                                              installed):

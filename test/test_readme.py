@@ -12,13 +12,14 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""What README.md says is so.
+"""What README.md and doc/ say is so.
 
 Every fenced `sh` block is run, as it stands, in the order of the text, by a
 real shell.  What would change the machine meets a stand-in that does the same
 within a directory of the test: PROGRAMS says how, and a command that is not in
-it fails the test.  The tables of log messages and of ?auto keys are compared
-with the source and with what the server answers.
+it fails the test.  The tables of log messages (doc/messages.md) and of ?auto
+keys (doc/status.md) are compared with the source and with what the server
+answers.
 """
 
 import os
@@ -32,14 +33,23 @@ from test_moving import LIBEXEC, MODULE, Debian, digest, needs_dpkg
 from test_moving import a2enmod     # noqa: F401  (a fixture)
 
 README = os.path.join(harness.TOP, "README.md")
+MESSAGES = os.path.join(harness.TOP, "doc", "messages.md")
+MANUAL = os.path.join(harness.TOP, "doc", "manual", "mod_slotmem_shm.xml")
+STATUS = os.path.join(harness.TOP, "doc", "status.md")
+PAGES = [README, MESSAGES, STATUS,
+         os.path.join(harness.TOP, "packaging", "README.md")]
 SOURCE = os.path.join(harness.TOP, "mod_slotmem_shm.c")
 BESIDE = "/usr/local/lib/apache2/modules"
 LOAD = "/etc/apache2/mods-available/slotmem_shm.load"
 
 
-def readme():
-    with open(README) as file:
+def read(path):
+    with open(path) as file:
         return file.read()
+
+
+def readme():
+    return read(README)
 
 
 def blocks(text):
@@ -139,13 +149,24 @@ def curl(name):
     """
 
 
+def apt(name):
+    """Of the package that packaging/ makes; test/packaging/run.sh does it."""
+    return """
+        package=$(sed -n 's/^Package: //p' "$TOP/packaging/debian/control")
+        case $1,$2 in
+            install,./build/deb/${package}_* | purge,$package) ;;
+            *) echo "the test knows no apt $*" >&2; exit 1 ;;
+        esac
+    """
+
+
 def apxs(name):
     return 'exec "$APXS_PROGRAM" "$@"'
 
 
 PROGRAMS = {
     "make": make, "dpkg-divert": dpkg_divert, "a2enmod": switch,
-    "a2dismod": switch, "systemctl": systemctl, "curl": curl, "apxs": apxs,
+    "a2dismod": switch, "systemctl": systemctl, "curl": curl, "apxs": apxs, "apt": apt,
     "rm": rooted, "mkdir": rooted, "sed": rooted, "install": rooted,
     "cp": rooted, "ls": rooted, "sh": None, "cd": None, "grep": None,
 }
@@ -276,10 +297,10 @@ def test_make_demo_ends_well():
 
 # -- the tables
 
-def section(title):
-    match = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", readme(), re.M | re.S)
-    assert match, f"README.md has no section {title!r}"
-    return match[1]
+def first_column(path):
+    """Of the tables of a page, less their heads."""
+    return [row.split("|")[1] for row in read(path).splitlines()
+            if row.startswith("| ") and "`" in row.split("|")[1]]
 
 
 def loud_messages():
@@ -306,16 +327,14 @@ def helper_messages():
 
 def told_messages():
     """The words in backticks of the first column of the table."""
-    rows = [row.split("|")[1] for row in section("Log messages").splitlines()
-            if row.startswith("| ") and "`" in row.split("|")[1]]
-    return [re.findall(r"`([^`]+)`", row) for row in rows]
+    return [re.findall(r"`([^`]+)`", cell) for cell in first_column(MESSAGES)]
 
 
 def test_every_loud_message_is_in_the_table():
-    """Who finds one in the log at night must find it in the README."""
+    """Who finds one in the log at night must find it in doc/messages.md."""
     messages = loud_messages()
     assert len(messages) > 12, "the source is not read as it should be"
-    generic = [text for text in messages if "apr_shm_create" in text]
+    generic = [text for text in messages if "cannot be had%s%s" in text]
     assert len(generic) == 1, "the one whose end is handed to it"
     told = [words for row in told_messages() for words in row]
     missing = [text for text in messages if text not in generic
@@ -334,16 +353,30 @@ def test_every_message_in_the_table_is_in_the_source():
 
 def test_every_key_of_auto_is_in_the_table_and_the_other_way_round(httpd):
     """The key scheme is a promise: what is told there is what is served."""
-    told = set(re.findall(r"`(Slotmem\w+)`", "".join(
-        row.split("|")[1] for row in section("server-status").splitlines()
-        if row.startswith("| "))))
+    told = set(re.findall(r"`(Slotmem\w+)`", "".join(first_column(STATUS))))
     server = httpd("SlotmemTestCreate seg 64 4 persist", modules=["status"])
     text = server.get("/server-status?auto")[1]
     assert set(re.findall(r"^(Slotmem\w+): ", text, re.M)) == told
 
 
+def test_the_manual_has_the_same_numbers_and_keys():
+    """It tells of each numbered message, in fewer words, and of some keys."""
+    text = read(MANUAL)
+    assert set(re.findall(r"AH\d+", text)) == set(re.findall(
+        r"AH\d+", "".join(first_column(MESSAGES))))
+    keys = set(re.findall(r"\bSlotmem\w+", text))
+    assert keys and keys <= set(re.findall(r"\bSlotmem\w+", read(STATUS)))
+
+
 def test_links_lead_somewhere():
-    """Files that the README names exist."""
-    for target in re.findall(r"\]\(([^)#]+)", readme()):
-        if not target.startswith("http"):
-            assert os.path.exists(os.path.join(harness.TOP, target)), target
+    """Files that the pages name exist."""
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)", read(page)):
+            if not target.startswith("http"):
+                path = os.path.join(os.path.dirname(page), target)
+                assert os.path.exists(path), f"{target} of {page}"
+
+
+def test_the_readme_leads_to_what_was_moved_out_of_it():
+    for page in PAGES[1:]:
+        assert os.path.relpath(page, harness.TOP) in readme()

@@ -31,6 +31,8 @@ import time
 import pytest
 
 import httpd as harness
+import layout
+import sharedmem
 
 BALANCER = """
 <Proxy balancer://app>
@@ -234,6 +236,7 @@ def test_says_that_another_httpd_has_the_directory(httpd):
     second.stop()
 
 
+@sharedmem.only_posix("shared memory is not in /dev/shm here")
 def test_says_that_memory_has_no_name(httpd):
     """With a full /dev/shm the server runs, but a kill would cost more."""
     server = httpd(STORY, modules=["status"], start=False, env={
@@ -261,10 +264,10 @@ def test_store_time_is_told_and_believed_only_if_possible(httpd):
     assert before - 1 < int(segment(keys, "kept")["Stored"]) <= time.time()
     assert keys["SlotmemStoredOldest"] == segment(keys, "kept")["Stored"]
 
-    # The header lies 64 bytes into the mapping, the time 80 into the header.
+    at = layout.field("stored")
     for byte in 0xff, 0x7f, 0x10:
         server.slotmem().call("scribble", h="kept", byte=byte,
-                              **{"from": 144, "to": 152})
+                              **{"from": at, "to": at + 8})
         assert page(server).row("kept")["Stored"] == "not yet"
         assert segment(auto(server), "kept")["Stored"] == "0"
 
@@ -423,7 +426,9 @@ def test_readers_of_today_read_the_same(httpd):
              "ServerVersion: Apache/x", "ProxyBalancer[0]Worker[0]Busy"]
     server = httpd(modules=["status"], conf="ExtendedStatus On\n" + "\n".join(
         f"SlotmemTestCreate {harness.quote_name(name)} 8 4 0"
-        for name in fakes + ["n" * 3000]))
+        for name in fakes + ["n" * 3000]), start=False)
+    server.allow_nameless()
+    server.start()
     text = server.get("/server-status?auto")[1]
     ours = text.index("\nSlotmem")
     without = text[:ours] + "\n"

@@ -29,16 +29,20 @@ import socket
 import stat
 import struct
 import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
 import httpd as harness
+import layout
+import rundir
+import sharedmem
 import shim
 import storedfile
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 CONF = """
 SlotmemTestCreate seg 64 10 persist+pregrab
@@ -75,12 +79,15 @@ def check_taken(server, text):
     assert text_of(server, "anonymous", 2) == b""
 
 
+MAGIC = int.from_bytes(b"slotmem1", "little")
+
+
 def marker(server):
     return os.path.join(server.run_dir, "slotmem-shm.run")
 
 
 def objects_of(server):
-    """What is in /dev/shm of all that the server ever had mapped."""
+    """What is there of all shared memory that the server ever had mapped."""
     return server.leaked_shm()
 
 
@@ -91,7 +98,7 @@ def kill_and_start(server):
     assert left, "the kill left no memory: this test shows nothing"
     server.allow_log("AH00098")
     server.start()
-    return {path for path in left if os.path.exists(path)
+    return {path for path in left if sharedmem.exists(path)
             and path not in server.shm_objects()}
 
 
@@ -106,7 +113,6 @@ def test_killed_server_goes_on_with_its_memory(httpd, mpm, generations):
     for _ in range(generations):
         server.graceful()
     write_all(server, b"newest")
-    assert not os.path.exists(server.persist_path("seg")) or generations
     assert kill_and_start(server) == set()
     check_taken(server, b"newest")
     assert len(server.log_lines(TAKEN)) == 3
@@ -214,21 +220,22 @@ def test_segments_that_children_made_do_not_leak(httpd, mpm, parents):
     assert slotmem.create("late", 64, 10, "0").ok
     assert slotmem.create("later", 64, 10, "persist").ok
     made = {server.shm_path(name) for name in ("late", "later")}
-    assert all(map(os.path.exists, made))
+    assert all(map(sharedmem.exists, made))
     assert kill_and_start(server) == set()
-    assert not any(map(os.path.exists, made))
+    assert not any(map(sharedmem.exists, made))
 
 
 def test_nothing_is_left_by_a_kill_before_any_child_was_there(httpd):
-    """Killed between two segments of its first configuration."""
+    """Killed between two segments of its first configuration, the second of
+    which has a name in the system, and no byte yet."""
     server = httpd(CONF, start=False, shm_size="8m")
     server.conf = ("Mutex sem\nPidFile ${ROOT}/logs/httpd.pid\n" + CONF)
     faults = shim.Faults(server)
-    faults.arm(2, "kill", calls="shm_open")
+    faults.arm(3, "kill", calls="ftruncate")    # the marker's is the first
     with pytest.raises(harness.HttpdError):
         server.start()
     server._gave_up = False
-    assert len(os.listdir(server.shm_dir)) == 1
+    assert len(os.listdir(server.shm_dir)) == 2
     faults.disarm()
     server.allow_log("AH00098")
     server.start()
@@ -278,7 +285,7 @@ def test_file_is_taken_when_memory_is_gone(httpd):
     write_all(server, b"never seen again")
     server.kill_all()
     for path in objects_of(server):
-        os.unlink(path)
+        sharedmem.remove(path)
     server.allow_log("AH00098")
     server.start()
     check_taken(server, b"stored")
@@ -299,9 +306,13 @@ def fail_to_start(server, conf):
     return said
 
 
-@pytest.mark.parametrize("how", ["syntax", "port", "post_config"])
+@pytest.mark.parametrize("how", ["syntax", "port", "post_config", "last"])
 def test_start_that_fails_after_a_kill_loses_nothing(httpd, how):
-    """The administrator mends the configuration; the state is there."""
+    """The administrator mends the configuration; the state is there.
+
+    The start that fails last has made every segment out of the old run's
+    memory, has removed that, and ends as a stop does: the others have touched
+    nothing yet."""
     server = httpd(CONF, consumer="after")
     for _ in range(2):
         server.graceful()
@@ -319,9 +330,12 @@ def test_start_that_fails_after_a_kill_loses_nothing(httpd, how):
                        f"{libexec}/mod_socache_shmcb.so\n"
                        f"LoadModule ssl_module {libexec}/mod_ssl.so\n"
                        "<VirtualHost *:*>\nSSLEngine on\n</VirtualHost>\n",
+        "last": "SlotmemTestFailStart\n",
     }[how]
     for _ in range(2):
-        fail_to_start(server, text)
+        said = fail_to_start(server, text)
+        made = [answer.ok for answer in server.stage("post_config")]
+        assert all(made) and bool(made) == (how == "last"), said
     busy.close()
     server.start()
     check_taken(server, b"newest")
@@ -411,7 +425,7 @@ def test_damaged_marker_is_no_obstacle(httpd):
         write_all(server, b"state")
         # What no marker tells of is left behind; not what these tests are for.
         for path in objects_of(server) - server.shm_objects():
-            os.unlink(path)
+            sharedmem.remove(path)
 
 
 def test_marker_cut_off_at_any_byte_is_no_obstacle(httpd):
@@ -436,7 +450,7 @@ def test_marker_cut_off_at_any_byte_is_no_obstacle(httpd):
             found = text_of(server, name, 0)
             assert found == b"" or int(found) <= back or back == 1
         for path in objects_of(server) - server.shm_objects():
-            os.unlink(path)
+            sharedmem.remove(path)
 
 
 def test_line_of_the_marker_without_end_does_not_spoil_the_next(httpd):
@@ -456,34 +470,14 @@ def test_line_of_the_marker_without_end_does_not_spoil_the_next(httpd):
         assert text_of(server, name, 0) == b"newest"
 
 
-def test_marker_of_another_boot_lists_nothing(httpd):
-    """Numbers of processes, and memory, begin anew; the objects that bear the
-    old names may be anybody's."""
-    server = httpd(CONF)
-    write_all(server, b"stored")
-    server.graceful()
-    write_all(server, b"another boot's")
-    server.kill_all()
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        boot = file.read().strip()
-    text = storedfile.read(marker(server)).decode()
-    assert boot in text
-    storedfile.write(marker(server), text.replace(
-        boot, "00000000-0000-0000-0000-000000000000").encode())
-    server.allow_log("AH00098|AH02611.*in use and not by this server")
-    server.start()
-    assert not server.log_lines(TAKEN)
-    for name, slot in ("seg", 0), ("cleared", 3):
-        assert text_of(server, name, slot) == b"stored"
-    server.stop()
-    for path in objects_of(server):
-        os.unlink(path)
-
-
-@pytest.mark.parametrize("what", ["directory", "pipe", "link", "open to all",
-                                  "another's"])
+@pytest.mark.parametrize("what", [
+    "directory", "pipe", "link", "open to all",
+    pytest.param("another's", marks=NEEDS_ROOT)])
 def test_marker_that_cannot_be_ours(httpd, what):
-    """Whoever may write there could tell root what to remove."""
+    """Whoever may write there could tell root what to remove.
+
+    What is ours, or a link, gives way to a new file; the rest is left alone,
+    and nothing is listed."""
     server = httpd(CONF, start=False)
     path, victim = marker(server), os.path.join(server.root, "victim")
     storedfile.write(victim, b"precious")
@@ -498,9 +492,14 @@ def test_marker_that_cannot_be_ours(httpd, what):
         os.chmod(path, 0o666 if what == "open to all" else 0o600)
         if what == "another's":
             os.chown(path, 12345, 12345)
-    if what != "link":
+    if what in ("link", "open to all"):
+        server.start()
+        info = os.lstat(path)
+        assert stat.S_ISREG(info.st_mode)
+        assert stat.S_IMODE(info.st_mode) == 0o600
+    else:
         server.expect_log("slotmem_shm: cannot use .*slotmem-shm.run")
-    server.start()
+        server.start()
     write_all(server, b"state")
     server.graceful()
     check_taken(server, b"state")
@@ -513,16 +512,12 @@ def test_marker_that_cannot_be_ours(httpd, what):
 # What is not to be believed
 # ---------------------------------------------------------------------------
 
-def header_of(path):
-    data = storedfile.read(path)
-    # The header lies at the first multiple of 64 behind APR's size word.
-    return data, 64
-
-
 @pytest.mark.parametrize("what", ["identity", "magic", "size", "number",
                                   "type", "total", "version", "empty", "zero"])
 def test_memory_that_does_not_fit_is_not_believed(httpd, what):
     """Anyone may create objects in /dev/shm, and children write theirs."""
+    if what == "empty":
+        sharedmem.need_posix("nobody can shorten a System V segment")
     server = httpd("SlotmemTestCreate seg 64 10 persist+pregrab")
     server.slotmem().fgrab("seg", 0)
     server.slotmem().put("seg", 0, b"stored")
@@ -530,21 +525,24 @@ def test_memory_that_does_not_fit_is_not_believed(httpd, what):
     server.slotmem().put("seg", 0, b"forged")
     server.kill_all()
     path = server.shm_path("seg")
-    data, at = header_of(path)
-    data = bytearray(data)
-    assert data[at:at + 8] == b"slotmem1"
+    data = bytearray(sharedmem.read(path))
+    at = layout.field("magic")
+    assert int.from_bytes(data[at:at + 8], sys.byteorder) == MAGIC
     assert data.count(b"forged") == 1
-    field = {"identity": (64, b"x"), "magic": (0, b"x"), "version": (8, b"\7"),
-             "type": (12, b"\1"), "size": (16, b"\x41"),
-             "number": (24, b"\xff"),
-             "total": (40, b"\0\0\0\0\0\0\0\1")}.get(what)
-    if field:
-        data[at + field[0]:at + field[0] + len(field[1])] = field[1]
+    name, value = {"identity": ("run", b"x"), "magic": ("magic", b"x"),
+                   "version": ("version", b"\7"), "type": ("type", b"\1"),
+                   "size": ("item_size", b"\x41"),
+                   "number": ("item_num", b"\xff"),
+                   "total": ("total_size", b"\0\0\0\0\0\0\0\1"),
+                   }.get(what, (None, None))
+    if name:
+        at = layout.field(name)
+        data[at:at + len(value)] = value
     elif what == "empty":
         del data[:]
     else:
         data[:] = bytes(len(data))
-    storedfile.write(path, bytes(data))
+    sharedmem.write(path, data)
     server.allow_log("AH00098")
     server.start()
     assert text_of(server, "seg", 0) == b"stored"
@@ -564,17 +562,17 @@ def test_object_of_an_absolute_name_that_is_anothers_is_left_alone(httpd):
     second = httpd(conf.format(name), start=False)
     second.expect_log("AH02611.*in use and not by this server")
     second.start()
-    assert os.path.exists(path)
+    assert sharedmem.exists(path)
     first.slotmem().put("abs", 0, b"first")
     second.slotmem().put("abs", 0, b"second")
     assert text_of(first, "abs", 0) == b"first"
     second.kill_all()
     second.allow_log("AH00098")
     second.start()
-    assert os.path.exists(path)
+    assert sharedmem.exists(path)
     assert text_of(first, "abs", 0) == b"first"
     second.stop()
-    assert os.path.exists(path)
+    assert sharedmem.exists(path)
     first.graceful()
     second.close()
 
@@ -609,10 +607,13 @@ def test_state_that_the_stock_module_stored_since_is_newer(
 # ---------------------------------------------------------------------------
 
 def test_directory_of_a_server_that_lives_is_left_alone(httpd):
-    """An error with its pid; memory without a name; its files stay its own."""
+    """A warning with its pid; memory under names of our own, that begins
+    with what the other has; its memory and its files stay its own."""
     first = httpd(CONF)
     write_all(first, b"first")
     first.graceful()
+    for name, slot in KEPT:         # from here on it writes no file
+        rundir.wait_stored(first, b"first", name, slot)
     files = {path: storedfile.identity(path)
              for path in glob.glob(first.run_dir + "/slotmem*")}
     objects = first.shm_objects()
@@ -624,52 +625,63 @@ def test_directory_of_a_server_that_lives_is_left_alone(httpd):
     second.expect_log(rf"another httpd \(process {first.pid}\)")
     second.start()
     assert second.shm_objects() & objects == set()
+    check_taken(second, b"first")
     write_all(second, b"second")
-    assert text_of(second, "seg", 0) == b"second"
     second.graceful()
-    assert text_of(second, "seg", 0) == b"", "nothing is stored or restored"
+    check_taken(second, b"second")
     second.kill_all()
     second.allow_log("AH00098")
     second.start()
+    check_taken(second, b"first")
+    write_all(second, b"second")
     second.stop()
     for name, slot in KEPT:
         assert text_of(first, name, slot) == b"first"
     assert files == {path: storedfile.identity(path)
                      for path in glob.glob(first.run_dir + "/slotmem*")}
     assert first.shm_objects() == objects
-    assert all(map(os.path.exists, objects))
+    assert all(map(sharedmem.exists, objects))
     first.graceful()
     check_taken(first, b"first")
 
     # With the first one gone, the directory is the second's from its next
-    # restart on.
+    # restart on, and what that has is stored.
     second.start()
+    write_all(second, b"heir's")
     first.stop()
+    assert rundir.in_file(second) == b"first"
     second.graceful()
-    assert text_of(second, "seg", 0) == b"first"
+    check_taken(second, b"heir's")
     second.stop()
+    assert rundir.in_file(second) == b"heir's"
 
 
 def test_directory_whose_owner_is_killed_goes_to_the_one_that_waits(httpd):
-    """At the next restart of the other server, without a new start: what the
-    owner left is taken over, and the rest removed."""
+    """At the next restart of the other server, without a new start: it goes
+    on with what it has, which was what the owner had; what it does not have
+    is stored; and what the owner left in memory is removed."""
     first = httpd("SlotmemTestCreate seg 64 10 persist+pregrab\n"
+                  "SlotmemTestCreate other 64 10 persist+pregrab\n"
                   "SlotmemTestCreate extra 64 10 0")
+    rundir.put(first, b"first's")
     second = httpd("DefaultRuntimeDir " + first.run_dir
                    + "\nPidFile ${ROOT}/logs/httpd.pid\n"
                    "SlotmemTestCreate seg 64 10 persist+pregrab", start=False)
     second.expect_log(r"another httpd \(process")
     second.run_dir = first.run_dir
     second.start()
-    first.slotmem().fgrab("seg", 0)
-    first.slotmem().put("seg", 0, b"first's")
+    assert text_of(second, "seg", 0) == b"first's"
+    rundir.put(second, b"heir's")
+    rundir.put(first, b"too late")
+    rundir.put(first, b"other's", "other")
     first.kill_all()
     left = objects_of(first)
-    assert len(left) == 2
+    assert len(left) == 3
     second.graceful()
-    assert text_of(second, "seg", 0) == b"first's"
-    assert {path for path in left if os.path.exists(path)} \
+    assert text_of(second, "seg", 0) == b"heir's"
+    assert {path for path in left if sharedmem.exists(path)} \
         <= second.shm_objects()
+    assert rundir.in_file(second, "other") == b"other's"
     second.slotmem().put("seg", 0, b"second's")
     second.graceful()
     assert text_of(second, "seg", 0) == b"second's"

@@ -29,7 +29,7 @@ what an older file holds does not do.  In each MPM
     TORTURE_MEMBERS   restarts with a member more or less configured     (10)
 
 After each, the manager must show what was set.  Prints how many of how many
-were lost, and what was left in /dev/shm; ends with status 1 if anything was.
+were lost, and what was left in shared memory; ends with status 1 if anything was.
 """
 
 import argparse
@@ -42,6 +42,7 @@ import time
 
 import balancer
 import httpd as harness
+import sharedmem
 
 TIMES = {name: int(os.environ.get("TORTURE_" + name.upper(), default))
          for name, default in (("restarts", 100), ("kills", 20), ("gone", 20),
@@ -61,7 +62,7 @@ class Torture:
         self.urls, self.is_stock = backends.urls, is_stock
         self.random = random.Random(mpm)
         self.settings = None
-        self.left = 0       # objects in /dev/shm of runs that were killed
+        self.left = 0       # shared memory of runs that were killed
         self.server = harness.Httpd(
             self.conf(MEMBERS), mpm=mpm, slotmem_module=module, consumer=None,
             modules=balancer.MODULES, loglevel="warn",
@@ -140,7 +141,7 @@ class Torture:
             left = self.server.leaked_shm() - self.server.shm_objects()
             self.left += len(left)
             for path in left:
-                os.unlink(path)
+                sharedmem.remove(path)
             lost += self.lost()
         return lost
 
@@ -152,7 +153,7 @@ class Torture:
                 self.wait_checkpoint()
                 self.server.kill_all()
             for path in self.server.leaked_shm():
-                os.unlink(path)
+                sharedmem.remove(path)
             self.server.start()
             lost += self.lost()
         return lost
@@ -195,7 +196,7 @@ class Torture:
                 f"{times} ({time.monotonic() - began:.0f} s)")
         self.server.stop()
         self.left += len(self.server.leaked_shm())
-        say(f"  {self.server.mpm:8} left in /dev/shm: {self.left}")
+        say(f"  {self.server.mpm:8} left in shared memory: {self.left}")
         result["left"] = self.left, 0
         return result
 

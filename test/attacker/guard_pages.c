@@ -15,7 +15,7 @@
  */
 
 /*
- * LD_PRELOAD: every shared mapping that a process makes gets a page before it
+ * LD_PRELOAD: all shared memory that a process maps gets a page before it
  * and one behind it that nobody may touch, so that whoever runs past a
  * segment ends there, instead of in a neighbour that happens to be mapped.
  *
@@ -23,10 +23,12 @@
  * live long enough to mind.
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <errno.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -34,6 +36,16 @@ static void *kernel_mmap(void *at, size_t len, int prot, int flags, int fd,
                          off_t off)
 {
     return (void *)syscall(SYS_mmap, at, len, prot, flags, fd, off);
+}
+
+/* So many pages with one more on each side; NULL when there is no room. */
+static char *fenced(size_t pages, size_t page)
+{
+    char *room =
+        kernel_mmap(NULL, pages + 2 * page, PROT_NONE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    return room == MAP_FAILED ? NULL : room + page;
 }
 
 void *mmap(void *at, size_t len, int prot, int flags, int fd, off_t off)
@@ -46,15 +58,30 @@ void *mmap(void *at, size_t len, int prot, int flags, int fd, off_t off)
         || !(prot & PROT_WRITE) || (flags & MAP_FIXED)) {
         return kernel_mmap(at, len, prot, flags, fd, off);
     }
-    room = kernel_mmap(NULL, pages + 2 * page, PROT_NONE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (room == MAP_FAILED) {
-        return MAP_FAILED;
-    }
-    return kernel_mmap(room + page, len, prot, flags | MAP_FIXED, fd, off);
+    room = fenced(pages, page);
+    return room ? kernel_mmap(room, len, prot, flags | MAP_FIXED, fd, off)
+                : MAP_FAILED;
 }
 
 void *mmap64(void *at, size_t len, int prot, int flags, int fd, off_t off)
 {
     return mmap(at, len, prot, flags, fd, off);
+}
+
+/* A System V segment lies at a multiple of SHMLBA, which is a page nearly
+ * everywhere; where it is more, the fence before it is wider. */
+void *shmat(int id, const void *at, int flags)
+{
+    void *(*real)(int, const void *, int) = dlsym(RTLD_NEXT, "shmat");
+    const size_t page = (size_t)SHMLBA;
+    struct shmid_ds ds;
+    size_t pages;
+    char *room;
+
+    if (at || (flags & SHM_RDONLY) || shmctl(id, IPC_STAT, &ds) != 0) {
+        return real(id, at, flags);
+    }
+    pages = (ds.shm_segsz + page - 1) / page * page;
+    room = fenced(pages, page);
+    return real(id, room, room ? flags | SHM_REMAP : flags);
 }

@@ -35,6 +35,12 @@
  *     stubborn                   SIGTERM is not obeyed from here on
  *     plant PATH ADDR LEN        a file of our own that holds that memory
  *     shorten PATH SIZE          cuts a file of our own
+ *     claim PID                  writes PID into this process's place in the
+ *                                scoreboard
+ *     make DIR                   makes and removes directories in DIR for
+ *                                ever, in a thread, until
+ *     made                       ends that; answers how many there were, and
+ *                                how many had another mode than the first
  *
  * Kinds: zero, ones, random (every word), flip (all bits of each word, so
  * over and over in a storm), more and less (each word by one), one (a random
@@ -46,6 +52,8 @@
 #include "httpd.h"
 #include "http_config.h"
 #include "http_log.h"
+#include "ap_mpm.h"
+#include "scoreboard.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -110,6 +118,12 @@ static int pass(const char *kind, word_t *at, size_t words, uint64_t *seed)
         uint64_t which = noise(seed);
 
         at[which % words] ^= UINT64_C(1) << (which >> 58);
+        return 1;
+    }
+    if (strcmp(kind, "add") == 0) {
+        for (i = 0; i < 1024 * words; i++) {
+            __atomic_fetch_add(&at[i % words], 1, __ATOMIC_SEQ_CST);
+        }
         return 1;
     }
     for (i = 0; i < words; i++) {
@@ -202,6 +216,64 @@ static int plant(const char *path, const void *from, size_t len)
     n = write(fd, from, len);
     close(fd);
     return n == (ssize_t)len ? 0 : -1;
+}
+
+/* As CVE-2007-3304 had it. */
+static int claim(pid_t pid)
+{
+    int most = 0, i;
+
+    ap_mpm_query(AP_MPMQ_HARD_LIMIT_DAEMONS, &most);
+    for (i = 0; i < most; i++) {
+        process_score *place = ap_get_scoreboard_process(i);
+
+        if (place && place->pid == getpid()) {
+            place->pid = pid;
+            return 1;
+        }
+    }
+    errno = ESRCH;
+    return 0;
+}
+
+/* What another thread of this process makes of what is made here. */
+static struct {
+    char path[1024];
+    uint64_t made, odd;
+    int end;
+    pthread_t thread;
+} maker;
+
+static void *maker_run(void *data)
+{
+    mode_t first = 0;
+    struct stat st;
+
+    (void)data;
+    while (!__atomic_load_n(&maker.end, __ATOMIC_RELAXED)
+           && mkdir(maker.path, 0777) == 0) {
+        if (stat(maker.path, &st) != 0 || rmdir(maker.path) != 0) {
+            break;
+        }
+        first = maker.made++ ? first : st.st_mode;
+        maker.odd += st.st_mode != first;
+    }
+    return NULL;
+}
+
+static int maker_begin(const char *dir)
+{
+    snprintf(maker.path, sizeof maker.path, "%s/made-%ld", dir, (long)getpid());
+    maker.made = maker.odd = 0;
+    maker.end = 0;
+    return pthread_create(&maker.thread, NULL, maker_run, NULL) == 0;
+}
+
+static void maker_end(char *answer)
+{
+    __atomic_store_n(&maker.end, 1, __ATOMIC_RELAXED);
+    pthread_join(maker.thread, NULL);
+    sprintf(answer, "ok %" PRIx64 " %" PRIx64, maker.made, maker.odd);
 }
 
 static void answer_hex(char *to, const unsigned char *bytes, size_t len)
@@ -303,6 +375,16 @@ static int command(char *line, char *answer)
     }
     if (sscanf(line, "shorten %1000s %" SCNx64, path, &a) == 2) {
         return truncate(path, (off_t)a) == 0;
+    }
+    if (sscanf(line, "claim %" SCNx64, &a) == 1) {
+        return claim((pid_t)a);
+    }
+    if (sscanf(line, "make %1000s", path) == 1) {
+        return maker_begin(path);
+    }
+    if (strcmp(line, "made") == 0) {
+        maker_end(answer);
+        return 1;
     }
     errno = EINVAL;
     return 0;

@@ -26,7 +26,7 @@
  * answered by one JSON object on one line.  Operations arrive
  *
  *   - in a POST to /slotmem-test: any child that accepts the connection;
- *   - on CTL/child-PID-GENERATION.sock: exactly that child, each connection
+ *   - on CTL/child-PID-GENERATION-BIRTH.sock: exactly that child, each connection
  *     being a thread of its own in it;
  *   - from CTL/STAGE.ops, read once and removed when httpd reaches STAGE
  *     (register, pre_config, post_config_check, post_config, child_init),
@@ -54,6 +54,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -61,6 +62,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -84,7 +86,8 @@ static apr_pool_t *child_pool;
 static int mpm_is_ready;
 static const char *default_provider = "shm";
 static apr_array_header_t *post_config_ops; /* const char * */
-static apr_array_header_t *child_init_ops;  /* const char * */
+static int start_fails;
+static apr_array_header_t *child_init_ops; /* const char * */
 
 /* ------------------------------------------------------------------------
  * Answers: a growing text
@@ -760,6 +763,88 @@ static void do_hold(op_t *op)
     answer_bool(op->answer, "released", wait_for_file(until, seconds));
 }
 
+/*
+ * A put that stops in its middle: its source runs into a page that nobody may
+ * read, and the thread that reads it waits there, inside the provider's own
+ * copy, until it is killed or the file until= is there.
+ *
+ * "at" bytes of the source lie before the page, and until.reached tells who
+ * waits.  Only one thread of a process may do it at a time.
+ */
+static struct {
+    unsigned char *page;
+    size_t page_size;
+    const char *until;
+    char reached[PATH_MAX];
+} half;
+
+static void half_wait(int number, siginfo_t *info, void *context)
+{
+    unsigned char *at = info->si_addr;
+    struct timespec moment = { 0, 5000000 };
+    int fd;
+
+    (void)context;
+    if (half.page == NULL || at < half.page
+        || at >= half.page + half.page_size) {
+        signal(number, SIG_DFL); /* not ours: the child crashes */
+        return;
+    }
+    fd = open(half.reached, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0 || close(fd) != 0) {
+        _exit(1);
+    }
+    while (access(half.until, F_OK) != 0) {
+        nanosleep(&moment, NULL);
+    }
+    mprotect(half.page, half.page_size, PROT_READ | PROT_WRITE);
+}
+
+static void do_halfput(op_t *op)
+{
+    const ap_slotmem_provider_t *p = op_provider(op);
+    ap_slotmem_instance_t *instance = op_instance(op);
+    unsigned int id = op_uint(op, "i", 0);
+    size_t length = (size_t)op_number(op, "len", 0);
+    size_t at = (size_t)op_number(op, "at", length / 2);
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t before = (at + page - 1) / page * page;
+    size_t whole = before + page + length;
+    struct sigaction action, old;
+    unsigned char *room;
+    sigset_t fault;
+
+    half.until = op_text(op, "until", NULL);
+    if (half.until == NULL || at > length) {
+        op->error = "until= is missing, or at= is behind the end";
+    }
+    if (op->error) {
+        return;
+    }
+    apr_snprintf(half.reached, sizeof half.reached, "%s.reached", half.until);
+    room = mmap(NULL, whole, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (room == MAP_FAILED) {
+        op->error = "no memory";
+        return;
+    }
+    memset(room, (int)op_uint(op, "byte", 0), whole);
+    half.page = room + before;
+    half.page_size = page;
+    memset(&action, 0, sizeof action);
+    action.sa_sigaction = half_wait;
+    action.sa_flags = SA_SIGINFO;
+    sigaction(SIGSEGV, &action, &old);
+    sigemptyset(&fault); /* httpd's threads block all signals */
+    sigaddset(&fault, SIGSEGV);
+    pthread_sigmask(SIG_UNBLOCK, &fault, NULL);
+    mprotect(half.page, page, PROT_NONE);
+    answer_status(op->answer, p->put(instance, id, room + before - at, length));
+    sigaction(SIGSEGV, &old, NULL);
+    half.page = NULL;
+    munmap(room, whole);
+}
+
 /* ------------------------------------------------------------------------
  * doall
  */
@@ -1344,7 +1429,7 @@ static const struct {
     { "hold", do_hold },         { "read", do_read },
     { "write", do_write },       { "mapping", do_mapping },
     { "scribble", do_scribble }, { "hammer", do_hammer },
-    { "stop", do_stop },
+    { "stop", do_stop },         { "halfput", do_halfput },
 };
 
 /* -1 as long as no MPM has been set up: asking one then is fatal. */
@@ -1622,14 +1707,37 @@ static apr_status_t control_close(void *data)
     return APR_SUCCESS;
 }
 
+/*
+ * When this process began, in clock ticks since the system did: with it the
+ * name of a child that was killed is not taken for another of that number.
+ */
+static unsigned long long birth(void)
+{
+    FILE *stat = fopen("/proc/self/stat", "r");
+    unsigned long long ticks = 0;
+    char line[1024], *field = NULL;
+
+    if (stat) {
+        field = fgets(line, sizeof line, stat) ? strrchr(line, ')') : NULL;
+        fclose(stat);
+    }
+    if (field) {
+        sscanf(field,
+               ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d"
+               " %*d %*d %*d %*d %llu",
+               &ticks);
+    }
+    return ticks;
+}
+
 static int control_listen(void)
 {
     struct sockaddr_un address;
     char temporary[sizeof address.sun_path];
     int fd;
 
-    if (snprintf(control.path, sizeof control.path, "%s/child-%d-%d.sock",
-                 control_dir(), (int)getpid(), generation())
+    if (snprintf(control.path, sizeof control.path, "%s/child-%d-%d-%llu.sock",
+                 control_dir(), (int)getpid(), generation(), birth())
             >= (int)sizeof control.path
         || snprintf(temporary, sizeof temporary, "%s/%d.tmp", control_dir(),
                     (int)getpid())
@@ -1782,6 +1890,14 @@ static const char *add_post_config(cmd_parms *cmd, void *dummy,
     return NULL;
 }
 
+static const char *fail_the_start(cmd_parms *cmd, void *dummy)
+{
+    (void)cmd;
+    (void)dummy;
+    start_fails = 1;
+    return NULL;
+}
+
 static const command_rec commands[] = {
     AP_INIT_TAKE1("SlotmemTestProvider", set_provider, NULL, RSRC_CONF,
                   "the provider's name: shm (default) or shared"),
@@ -1789,6 +1905,8 @@ static const command_rec commands[] = {
                       "a segment to create in post_config"),
     AP_INIT_TAKE12("SlotmemTestAttach", add_attach, NULL, RSRC_CONF,
                    "a segment to attach in child_init"),
+    AP_INIT_NO_ARGS("SlotmemTestFailStart", fail_the_start, NULL, RSRC_CONF,
+                    "the start fails when everything else has succeeded"),
     AP_INIT_RAW_ARGS("SlotmemTestPostConfig", add_post_config, NULL, RSRC_CONF,
                      "an operation to run in post_config"),
     { .name = NULL }
@@ -1804,6 +1922,7 @@ static int slotmem_test_pre_config(apr_pool_t *pconf, apr_pool_t *plog,
     mpm_is_ready = 0;
     conf_pool = pconf;
     default_provider = "shm";
+    start_fails = 0;
     post_config_ops = apr_array_make(pconf, 8, sizeof(const char *));
     child_init_ops = apr_array_make(pconf, 8, sizeof(const char *));
     stage_file(pconf, "pre_config", 0);
@@ -1824,6 +1943,20 @@ static int slotmem_test_post_config(apr_pool_t *pconf, apr_pool_t *plog,
     stage_array(pconf, "post_config", post_config_ops);
     stage_file(pconf, "post_config", 0);
     return OK;
+}
+
+static int slotmem_test_last(apr_pool_t *pconf, apr_pool_t *plog,
+                             apr_pool_t *ptemp, server_rec *s)
+{
+    (void)pconf;
+    (void)plog;
+    (void)ptemp;
+    (void)s;
+    return start_fails
+                   && ap_state_query(AP_SQ_MAIN_STATE)
+                          != AP_SQ_MS_CREATE_PRE_CONFIG
+               ? HTTP_INTERNAL_SERVER_ERROR
+               : OK;
 }
 
 static void slotmem_test_child_init(apr_pool_t *pchild, server_rec *s)
@@ -1847,6 +1980,8 @@ static void register_hooks(apr_pool_t *p)
     ap_hook_pre_config(slotmem_test_pre_config, NULL, NULL,
                        APR_HOOK_REALLY_FIRST);
     ap_hook_post_config(slotmem_test_post_config, NULL, NULL, APR_HOOK_MIDDLE);
+    ap_hook_post_config(slotmem_test_last, NULL, NULL,
+                        APR_HOOK_REALLY_LAST + 2);
     ap_hook_child_init(slotmem_test_child_init, after, NULL, APR_HOOK_MIDDLE);
     ap_hook_handler(slotmem_test_handler, NULL, NULL, APR_HOOK_FIRST);
 }

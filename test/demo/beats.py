@@ -21,26 +21,32 @@ demonstration must not send anything outside.  So mod_heartbeat is told to send
 to this relay, and the relay hands each beat to mod_heartmonitor's own
 "heartbeat" handler, which takes the same text in a POST.
 
-usage: beats.py UDP-PORT http://127.0.0.1:PORT/heartbeat
+usage: beats.py ADDRESS UDP-PORT http://ADDRESS:PORT/heartbeat
 """
 
+import http.client
 import socket
 import sys
-import urllib.error
-import urllib.request
+import urllib.parse
 
 
 def main():
-    port, url = int(sys.argv[1]), sys.argv[2]
+    address, port = sys.argv[1], int(sys.argv[2])
+    url = urllib.parse.urlsplit(sys.argv[3])
     beats = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    beats.bind(("127.0.0.1", port))
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    beats.bind((address, port))
     while True:
         beat = beats.recv(1000)
+        # The monitor takes the address that a beat comes from for the sender's.
+        monitor = http.client.HTTPConnection(url.hostname, url.port, 2,
+                                             source_address=(address, 0))
         try:
-            opener.open(url, data=beat, timeout=2).close()
-        except (OSError, urllib.error.URLError):
+            monitor.request("POST", url.path, beat)
+            monitor.getresponse().read()
+        except (OSError, http.client.HTTPException):
             pass    # the server is being restarted: the next beat will reach it
+        finally:
+            monitor.close()
 
 
 if __name__ == "__main__":

@@ -93,12 +93,16 @@ wait_for() {
 
 gone() { [ -z "$(pids_of "$1")" ]; }
 
-kill_all_of() {
+# Again until none is left: one may have been forked since they were listed.
+killed_and_gone() {
     victims=$(pids_of "$1")
+    [ -z "$victims" ] && return 0
     # shellcheck disable=SC2086
-    [ -z "$victims" ] || kill -KILL $victims 2>/dev/null
-    wait_for 10 gone "$1"
+    kill -KILL $victims 2>/dev/null
+    return 1
 }
+
+kill_all_of() { wait_for 20 killed_and_gone "$1"; }
 
 reaped() { [ ! -d "/proc/$1" ]; }
 
@@ -137,6 +141,10 @@ trap cleanup EXIT
 trap 'exit 130' INT TERM HUP
 
 # ---------------------------------------------------------------- servers
+
+# An address that no other demo has while this one runs: the network 127.0.0.0/8
+# is this machine, and its last three bytes are our process id.
+host=127.$((64 + $$ / 65536 % 64)).$(($$ / 256 % 256)).$(($$ % 256))
 
 # Ports that nobody uses now.  Below the range from which the kernel draws for
 # outgoing connections, so that no client of ours takes one in the meantime.
@@ -187,8 +195,7 @@ ServerLimit 4
 ThreadLimit 16
 ThreadsPerChild 16
 MaxRequestWorkers 64
-# So that a hard restart does not wait for idle keep-alive connections.
-KeepAliveTimeout 2
+KeepAliveTimeout $2
 END
     [ -z "$runas" ] || printf 'User %s\nGroup %s\n' "$runas" "$(id -gn "$runas")"
     load mpm_event unixd authz_core status watchdog
@@ -203,18 +210,20 @@ done
 
 # Four backends: virtual hosts of one httpd, which stays up throughout.
 {
-    common_conf backend
+    # Longer than the demo takes: a backend that closes an idle connection just
+    # when the front sends a request on it costs that request an answer (502).
+    common_conf backend 600
     load dir
     if [ -n "$python" ]; then
         load heartbeat
-        echo "HeartbeatAddress 127.0.0.1:$port_udp"
+        echo "HeartbeatAddress $host:$port_udp"
     fi
     echo "DirectoryIndex index.html"
     for b in b1 b2 b3 b4; do
         p=$(port_of $b)
         cat <<END
-Listen 127.0.0.1:$p
-<VirtualHost 127.0.0.1:$p>
+Listen $host:$p
+<VirtualHost $host:$p>
     DocumentRoot $dir/htdocs/$b
 </VirtualHost>
 END
@@ -223,12 +232,13 @@ END
 
 # The server under trial.
 {
-    common_conf front
+    # So that a hard restart does not wait for idle keep-alive connections.
+    common_conf front 2
     echo "LoadModule slotmem_shm_module $SLOTMEM_MODULE"
     load proxy proxy_http proxy_balancer lbmethod_byrequests \
          heartmonitor lbmethod_heartbeat
     cat <<END
-Listen 127.0.0.1:$port_front
+Listen $host:$port_front
 ExtendedStatus Off
 HeartbeatMaxServers 20
 # Nothing is sent to this group.  But the monitor wants one before it heeds
@@ -238,16 +248,16 @@ HeartbeatListen 224.0.0.1:$port_udp
 BalancerPersist On
 ProxyPass "/app" "balancer://cluster"
 <Proxy "balancer://cluster">
-    BalancerMember http://127.0.0.1:$port_b1
-    BalancerMember http://127.0.0.1:$port_b2
-    BalancerMember http://127.0.0.1:$port_b3
+    BalancerMember http://$host:$port_b1
+    BalancerMember http://$host:$port_b2
+    BalancerMember http://$host:$port_b3
     ProxySet growth=5
 </Proxy>
 
 ProxyPass "/beats" "balancer://beats"
 <Proxy "balancer://beats">
-    BalancerMember http://127.0.0.1:$port_b1
-    BalancerMember http://127.0.0.1:$port_b2
+    BalancerMember http://$host:$port_b1
+    BalancerMember http://$host:$port_b2
     ProxySet lbmethod=heartbeat
 </Proxy>
 
@@ -263,7 +273,7 @@ ProxyPass "/beats" "balancer://beats"
 END
 } >"$dir/front.conf" || exit 2
 
-base=http://127.0.0.1:$port_front
+base=http://$host:$port_front
 manager=$base/balancer-manager
 
 # balancer-manager heeds no parameter that comes without a Referer of its own.
@@ -341,9 +351,9 @@ submit() {
 }
 
 show_members() {
-    printf '      %-26s %-12s %-22s %s\n' member 'load factor' status 'requests served'
+    printf '      %-28s %-12s %-22s %s\n' member 'load factor' status 'requests served'
     while read -r url factor status elected; do
-        printf '      %-26s %-12s %-22s %s\n' "$url" "$factor" "$(echo "$status" | tr + ' ')" "$elected"
+        printf '      %-28s %-12s %-22s %s\n' "$url" "$factor" "$(echo "$status" | tr + ' ')" "$elected"
     done <"$1"
 }
 
@@ -431,7 +441,7 @@ before() {
     note_shm
 }
 
-url_of() { echo "http://127.0.0.1:$(port_of "$1")"; }
+url_of() { echo "http://$host:$(port_of "$1")"; }
 
 echo "mod_slotmem_shm on live traffic"
 echo
@@ -446,7 +456,7 @@ echo
 start_server backend
 start_front
 if [ -n "$python" ]; then
-    "$python" "$top/test/demo/beats.py" "$port_udp" "$base/heartbeat" &
+    "$python" "$top/test/demo/beats.py" "$host" "$port_udp" "$base/heartbeat" &
     relay=$!
     wait_for 15 beats_answer || { show_log front; die "no heartbeat arrived"; }
 else
@@ -568,6 +578,9 @@ if [ "$errors" = 0 ]; then
     verdict "requests answered with an error: none" ok
 else
     verdict "requests answered with an error: $errors" failed
+    echo "   (how often which status:" \
+        "$(cat "$dir"/client.* | grep -v -e '^200' -e '^000' | sort | uniq -c | tr '\n' ';'))"
+    show_log front
 fi
 
 echo

@@ -46,6 +46,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "apr.h"
@@ -67,6 +68,16 @@ static apr_time_t standin_clock;
 static apr_time_t standin_time_now(void)
 {
     return standin_clock++;
+}
+
+static int standin_gettime(clockid_t which, struct timespec *ts)
+{
+    apr_time_t now = standin_clock++;
+
+    (void)which;
+    ts->tv_sec = (time_t)(now / 1000000);
+    ts->tv_nsec = (long)(now % 1000000) * 1000;
+    return 0;
 }
 
 static void standin_sleep(apr_interval_time_t t)
@@ -253,6 +264,7 @@ static apr_size_t standin_shm_size(const apr_shm_t *m)
 }
 
 #define apr_time_now             standin_time_now
+#define clock_gettime            standin_gettime
 #define apr_sleep                standin_sleep
 #define sched_yield              standin_yield
 #define kill                     standin_kill
@@ -455,12 +467,13 @@ typedef struct {
 static geometry_t geometry(input_t *in)
 {
     static const unsigned int sizes[] = { 0, 1, 7, 8, 24, 64, 200, 66000 };
-    static const unsigned int nums[] = { 0, 1, 2, 63, 64, 65, 130, 1025, 4097 };
+    static const unsigned int nums[] = { 0,  1,  2, 63,  64, 65,   130,
+                                         65, 64, 3, 129, 66, 1025, 4097 };
     uint64_t v = take(in, 3);
     geometry_t g;
 
     g.size = sizes[v % 8];
-    g.num = nums[(v >> 3) % 9];
+    g.num = nums[(v >> 3) % (v >> 8 & 15 ? 12 : 14)]; /* large ones seldom */
     if (g.size > 200) { /* speed is worth more than size */
         g.num %= 2;
     }

@@ -12,7 +12,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The preloaded libraries: faults.c, armed by a test, and hurry.c."""
+"""The preloaded libraries: faults.c and clock.c, armed by a test; hurry.c."""
 
 import contextlib
 import hashlib
@@ -58,8 +58,11 @@ HURRIED = {"CHECKPOINT_PAUSE": "300000", "CHECKPOINT_EARLY": "0",
 def hurried_module():
     """The module with 0.3 s between two checkpoints, whatever they cost.
 
-    Its server needs hurry.c, too.
+    Its server needs hurry.c, too.  A module that was built elsewhere
+    (SLOTMEM_MODULE) is what it is, and slower.
     """
+    if "SLOTMEM_MODULE" in os.environ:
+        return harness.our_module()
     with open(os.path.join(harness.TOP, "mod_slotmem_shm.c")) as file:
         text = file.read()
     end = "#define CHECKPOINT_CODE "        # which stands behind all of them
@@ -94,6 +97,7 @@ class Faults:
             FAULTS_PREFIX=server.run_dir + ":/dev/shm/ShM.")
 
     def arm(self, at, action, who="leader", calls="*"):
+        """at: a number, or such as "1+" for that operation and all after."""
         self.disarm()
         with open(self.file + ".tmp", "w") as file:
             file.write(f"{at} {action} {who} {calls} {os.urandom(4).hex()}")
@@ -124,3 +128,22 @@ class Faults:
     def go(self):
         with open(self.go_file, "w"):
             pass
+
+
+class Clock:
+    """Another wall clock, and time that passes faster for root's processes.
+
+    The server must not have been started yet.
+    """
+
+    def __init__(self, server, speed=1):
+        self.file = os.path.join(server.root, "clock")
+        self.speed = speed
+        preload(server, "clock")
+        server.env.update(CLOCK_FILE=self.file, CLOCK_SPEED=str(speed))
+
+    def step(self, seconds):
+        """From now on the wall clock is that much ahead (or behind)."""
+        with open(self.file + ".tmp", "w") as file:
+            file.write(str(seconds))
+        os.rename(self.file + ".tmp", self.file)

@@ -25,8 +25,10 @@
  *
  *     N ACTION WHO CALLS
  *
- * N       the operation that goes wrong; 0: none, they are only logged
- * ACTION  a name of an errno (EIO ENOSPC EINTR EACCES EMFILE EAGAIN), or
+ * N       the operation that goes wrong; N+: every one from the N-th on;
+ *         0: none, they are only logged
+ * ACTION  a name of an errno (EIO ENOSPC EINTR EACCES EMFILE EAGAIN ENOMEM
+ *         ENOLCK EROFS), or
  *         short  half of a read or write is done
  *         kill   the process dies before the operation
  *         torn   it dies after half of a write
@@ -36,7 +38,9 @@
  *         wait   the operation waits until FAULTS_FILE.go exists
  * WHO     leader: the leader of the session, httpd's parent under test
  *         helper: any other process of it
- * CALLS   * or a comma-separated list of calls that count
+ *         any: both, each counted by itself
+ * CALLS   * or a comma-separated list of calls that count; fork, syncfs and
+ *         lock (fcntl's and flock's, also those that only ask) must be named
  *
  * Each operation is appended to FAULTS_FILE.log as "N call path".
  */
@@ -50,6 +54,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -245,6 +250,7 @@ static int act(const char *file, const char *action)
     } errors[] = {
         { "EIO", EIO },       { "ENOSPC", ENOSPC }, { "EINTR", EINTR },
         { "EACCES", EACCES }, { "EMFILE", EMFILE }, { "EAGAIN", EAGAIN },
+        { "ENOMEM", ENOMEM }, { "ENOLCK", ENOLCK }, { "EROFS", EROFS },
     };
     size_t i;
 
@@ -278,19 +284,21 @@ static int act(const char *file, const char *action)
 static int judge(const char *call, const char *path)
 {
     const char *file = getenv("FAULTS_FILE");
-    char text[256], action[32], who[32], calls[128];
+    char text[256], number[32], action[32], who[32], calls[128], *more;
     unsigned long at;
     int saved = errno, result = GO_ON;
 
     if (!file || !is_watched(path) || !plan_read(file, text, sizeof text)) {
         return GO_ON;
     }
-    if (sscanf(text, "%lu %31s %31s %127s", &at, action, who, calls) != 4
-        || (getpid() == getsid(0)) != (strcmp(who, "leader") == 0)
+    if (sscanf(text, "%31s %31s %31s %127s", number, action, who, calls) != 4
+        || (strcmp(who, "any") != 0
+            && (getpid() == getsid(0)) != (strcmp(who, "leader") == 0))
         || !is_listed(calls, call)) {
         errno = saved;
         return GO_ON;
     }
+    at = strtoul(number, &more, 10);
     if (strcmp(text, plan) != 0 || counting != getpid()) {
         strcpy(plan, text);
         counting = getpid();
@@ -299,7 +307,7 @@ static int judge(const char *call, const char *path)
     counted++;
     log_call(file, call, path);
     errno = saved;
-    if (counted == at) {
+    if (counted == at || (*more == '+' && counted > at)) {
         result = act(file, action);
     }
     return result;
@@ -375,15 +383,27 @@ BY_PATH(stat64, (const char *restrict path, struct stat64 *restrict st),
 BY_PATH(lstat64, (const char *restrict path, struct stat64 *restrict st),
         (path, st), below(path))
 
-/* It is on no path; counted only where CALLS names it. */
+/* Whether CALLS names this one, which "*" does not mean. */
+static int is_named(const char *call)
+{
+    char plan_text[256];
+    const char *file = getenv("FAULTS_FILE");
+    int saved = errno, named;
+
+    named = file && plan_read(file, plan_text, sizeof plan_text)
+            && strstr(plan_text, call);
+    errno = saved;
+    return named;
+}
+
+/* It is on no path. */
 pid_t fork(void)
 {
-    char plan_text[256], path[PATH_LEN];
-    const char *file = getenv("FAULTS_FILE"), *prefix = getenv("FAULTS_PREFIX");
+    char path[PATH_LEN];
+    const char *prefix = getenv("FAULTS_PREFIX");
     int saved = errno, verdict = GO_ON;
 
-    if (file && prefix && plan_read(file, plan_text, sizeof plan_text)
-        && strstr(plan_text, "fork")) {
+    if (prefix && is_named("fork")) {
         snprintf(path, sizeof path, "%.*s", (int)strcspn(prefix, ":"), prefix);
         verdict = judge("fork", path);
     }
@@ -560,6 +580,55 @@ ssize_t write(int fd, const void *buffer, size_t len)
 
 FLUSH(fsync)
 FLUSH(fdatasync)
+
+/* All that this process has written is flushed. */
+int syncfs(int fd)
+{
+    int result, verdict = is_named("syncfs") ? judge_fd("syncfs", fd) : GO_ON;
+
+    if (verdict == FAIL) {
+        return -1;
+    }
+    result = REAL(syncfs)(fd);
+    dirty_count = 0;
+    END(verdict, result);
+}
+
+#define LOCK(name)                                                             \
+    int name(int fd, int what, ...)                                            \
+    {                                                                          \
+        int result, verdict = GO_ON;                                           \
+        void *with;                                                            \
+        va_list ap;                                                            \
+        va_start(ap, what);                                                    \
+        with = va_arg(ap, void *);                                             \
+        va_end(ap);                                                            \
+        if ((what == F_GETLK || what == F_SETLK || what == F_SETLKW            \
+             || what == F_OFD_GETLK || what == F_OFD_SETLK                     \
+             || what == F_OFD_SETLKW)                                          \
+            && is_named("lock")) {                                             \
+            verdict = judge_fd("lock", fd);                                    \
+        }                                                                      \
+        if (verdict == FAIL) {                                                 \
+            return -1;                                                         \
+        }                                                                      \
+        result = REAL(name)(fd, what, with);                                   \
+        END(verdict, result);                                                  \
+    }
+
+LOCK(fcntl)
+LOCK(fcntl64)
+
+int flock(int fd, int what)
+{
+    int result, verdict = is_named("lock") ? judge_fd("lock", fd) : GO_ON;
+
+    if (verdict == FAIL) {
+        return -1;
+    }
+    result = REAL(flock)(fd, what);
+    END(verdict, result);
+}
 
 #define TRUNCATE(name, type)                                                   \
     int name(int fd, type len)                                                 \

@@ -59,7 +59,6 @@ static void assert_layout(apr_size_t size, unsigned int num)
     end = l.slots_off + slots;
     assert_true(l.total >= end + SLOTMEM_SHM_SLACK);
     assert_true(l.total < end + SLOTMEM_SHM_SLACK + 64);
-    assert_true(layout_request(&l) > l.total);
 }
 
 static void test_layout_at_every_edge(void **state)
@@ -161,10 +160,11 @@ static void test_the_last_slot_of_4_billion(void **state)
     memset(&s, 0, sizeof(s));
     s.type = PREGRAB;
     assert_int_equal(layout_make(&s.layout, 0, UINT_MAX), APR_SUCCESS);
-    memory = mmap(NULL, layout_request(&s.layout), PROT_READ | PROT_WRITE,
+    memory = mmap(NULL, s.layout.total, PROT_READ | PROT_WRITE,
                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     assert_ptr_not_equal(memory, MAP_FAILED);
-    segment_lay(&s, memory);
+    s.memory.base = memory;
+    segment_lay(&s);
     assert_int_equal(s.table.levels, SLOTMEM_TABLE_LEVELS);
 
     assert_int_equal(slotmem_grab(&s, &id), APR_SUCCESS);
@@ -189,7 +189,7 @@ static void test_the_last_slot_of_4_billion(void **state)
     assert_int_equal(slotmem_release(&s, last), APR_SUCCESS);
     assert_int_equal(slotmem_release(&s, last), APR_NOTFOUND);
     assert_int_equal(slotmem_release(&s, UINT_MAX), APR_EINVAL);
-    munmap(memory, layout_request(&s.layout));
+    munmap(memory, s.layout.total);
 }
 
 static void test_names(void **state)
@@ -204,9 +204,11 @@ static void test_names(void **state)
     assert_false(name_is_anonymous("nonesuch"));
     assert_false(name_is_anonymous(" "));
 
-    assert_string_equal(name_key(pool, "n", 255),
+    assert_string_equal(name_key(pool, "n", 255, NULL),
                         STANDIN_RUNTIME_DIR "/slotmem-shm-n_ff.shm");
-    assert_string_equal(name_key(pool, "/a/n", 255), "/a/n");
+    assert_string_equal(name_key(pool, "/a/n", 255, NULL), "/a/n");
+    assert_string_equal(name_key(pool, "n", 255, "ab"),
+                        STANDIN_RUNTIME_DIR "/slotmem-shm-n_ff.ab.shm");
     assert_string_equal(name_store(pool, "n"),
                         STANDIN_RUNTIME_DIR "/slotmem-shm-n.shm.persist");
     assert_string_equal(name_store(pool, "/a/n"), "/a/n.persist");

@@ -16,8 +16,9 @@
 
 # Builds and runs the tests of unit.c: run.sh [BUILD ...] [-- PATTERN]
 #
-# BUILD is plain, thread (ThreadSanitizer, gcc), thread-clang, or address
-# (AddressSanitizer and UBSan, clang); plain, thread and address without any.
+# BUILD is plain, thread (ThreadSanitizer, gcc), thread-clang, address
+# (AddressSanitizer and UBSan, clang), or coverage (of test/coverage); plain,
+# thread and address without any.
 # CC and CLANG name the compilers.  A sanitizer that says anything fails.
 set -eu
 top=$(cd "$(dirname "$0")/../.." && pwd)
@@ -56,6 +57,9 @@ for name in ${builds:-plain thread address}; do
     thread-clang) build thread-clang "$clang" -O1 -fsanitize=thread ;;
     address) build address "$clang" -O1 -fsanitize=address,undefined \
                  -fno-sanitize-recover=all ;;
+    coverage) build coverage "$clang" -O1 -fprofile-instr-generate \
+                  -fcoverage-mapping -fprofile-update=atomic \
+                  -mllvm -runtime-counter-relocation ;;
     *) echo "run.sh: no build $name" >&2; exit 2 ;;
     esac
     case $name in
@@ -68,3 +72,4 @@ for name in ${builds:-plain thread address}; do
     UBSAN_OPTIONS="print_stacktrace=1" \
         "$out/$name" "$@"
 done
+[ -n "$builds" ] || bash "$top/test/unit/run-platform.sh"

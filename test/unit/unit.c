@@ -65,16 +65,17 @@ static ap_slotmem_instance_t *segment_new(apr_size_t size, unsigned int num,
     assert_int_equal(layout_make(&s->layout, size, num), APR_SUCCESS);
     s->type = type;
     s->name = "unit";
-    memory = mmap(NULL, layout_request(&s->layout), PROT_READ | PROT_WRITE,
+    memory = mmap(NULL, s->layout.total, PROT_READ | PROT_WRITE,
                   MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     assert_ptr_not_equal(memory, MAP_FAILED);
-    segment_lay(s, memory);
+    s->memory.base = memory;
+    segment_lay(s);
     return s;
 }
 
 static void segment_free(ap_slotmem_instance_t *s)
 {
-    munmap(s->header, layout_request(&s->layout));
+    munmap(s->header, s->layout.total);
     free(s);
 }
 

@@ -1,0 +1,436 @@
+#!/usr/bin/python3
+# Licensed to the Apache Software Foundation (ASF) under one or more
+# contributor license agreements.  See the NOTICE file distributed with
+# this work for additional information regarding copyright ownership.
+# The ASF licenses this file to You under the Apache License, Version 2.0
+# (the "License"); you may not use this file except in compliance with
+# the License.  You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The tests on other systems: other releases, other processors.
+
+    test/platforms/run.py [SYSTEM ...]        all of them without any
+    test/platforms/run.py --list
+
+Each system is a root directory under build/platforms, made once by mmdebstrap
+from Debian's mirror and kept; the tree under version control is put into it
+anew each time.  Nothing is installed on this machine, and nothing of it is
+changed: the tests run in namespaces of their own (mounts, processes, network,
+System V memory), and a foreign processor is registered with the kernel in a user
+namespace (qemu-user-static; Linux 6.7 or later).  Needs root and mmdebstrap.
+
+    PLATFORM_TESTS    words for pytest instead of each system's own
+    PLATFORM_SECONDS  after which a system's tests are ended       (2400)
+    PLATFORM_ARGS     further words for pytest
+    DEBIAN_MIRROR     http://deb.debian.org/debian
+    JOBS              test processes at once                       (2)
+
+Ends with a table, one row for a system and user, ready for README.md; it is
+kept in build/platforms/table.md together with the rows of former runs.
+"""
+
+import argparse
+import ctypes
+import datetime
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(
+    os.path.abspath(__file__))))
+WORK = os.path.join(TOP, "build", "platforms")
+MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
+KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
+SECONDS = int(os.environ.get("PLATFORM_SECONDS", "2400"))
+JOBS = os.environ.get("JOBS", "2")
+
+PACKAGES = ("apache2-bin apache2-dev apache2-utils python3 python3-pytest "
+            "python3-pytest-xdist gcc libc6-dev make curl procps util-linux "
+            "libcmocka-dev tidy perl").split()
+
+# What is essential to Debian, for roots that are only unpacked.
+ESSENTIAL = ("base-files base-passwd bash coreutils dash findutils grep gzip "
+             "hostname libc-bin login mawk ncurses-base perl-base sed "
+             "tar").split()
+
+# What is tried everywhere: the contract, what is stored, what comes back, and
+# what a killed run leaves.
+CORE = ["test/test_contract.py", "test/test_store.py", "test/test_restore.py",
+        "test/test_takeover.py"]
+# Of everything, what needs no tool that PACKAGES has not.
+WHOLE = ["test", "--ignore=test/test_readme.py", "--ignore=test/portability"]
+
+
+class System:
+    """release, arch: as Debian names them; as_user: an ordinary user runs
+    pytest and httpd; qemu: the emulator's processor; tests, mpm: for pytest."""
+
+    def __init__(self, name, release, arch="amd64", as_user=False, qemu=None,
+                 tests=WHOLE, mpm="event", root=None):
+        self.name, self.release, self.arch = name, release, arch
+        self.as_user, self.qemu = as_user, qemu
+        self.tests, self.mpm = tests, mpm
+        self.root = os.path.join(WORK, root or f"{release}-{arch}")
+
+
+# qemu-user does not get through threads that fork, with httpd's own module
+# neither: prefork there.
+SYSTEMS = {system.name: system for system in (
+    System("bullseye", "bullseye"),
+    System("bullseye-user", "bullseye", as_user=True),
+    System("trixie", "trixie", tests=CORE),
+    System("i386", "bookworm", "i386", tests=CORE),
+    System("arm64", "bookworm", "arm64", qemu="aarch64", tests=CORE,
+           mpm="prefork"),
+    System("armhf", "bookworm", "armhf", qemu="arm", tests=CORE,
+           mpm="prefork"),
+    System("s390x", "bookworm", "s390x", qemu="s390x", tests=CORE,
+           mpm="prefork"),
+)}
+
+
+class Failed(Exception):
+    """This system could not be tried."""
+
+
+def say(text):
+    print(f"platforms: {text}", flush=True)
+
+
+# ---------------------------------------------------------------------------
+# The root directories
+# ---------------------------------------------------------------------------
+
+def make_root(system):
+    done = os.path.join(system.root, "src")
+    if os.path.isdir(done):
+        return
+    if not shutil.which("mmdebstrap"):
+        raise Failed("no mmdebstrap (Debian: mmdebstrap)")
+    say(f"{system.name}: making {system.root}")
+    shutil.rmtree(system.root, ignore_errors=True)
+    # For a foreign processor the packages are unpacked and not configured:
+    # emulated, that takes longer than all the tests, and httpd needs none of
+    # it but the users.
+    foreign = system.qemu is not None
+    command = ["nice", "mmdebstrap", f"--architectures={system.arch}",
+               "--variant=" + ("extract" if foreign else "minbase"),
+               "--include=" + ",".join(
+                   PACKAGES + (ESSENTIAL if foreign else [])),
+               '--aptopt=APT::Install-Recommends "false"',
+               "--dpkgopt=path-exclude=/usr/share/doc/*",
+               "--dpkgopt=path-exclude=/usr/share/man/*"]
+    if foreign:
+        command += ["--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"]
+    command += [system.release, system.root,
+                f"deb [check-valid-until=no signed-by={KEYS}] {MIRROR} "
+                f"{system.release} main"]
+    log = system.root + ".log"
+    with open(log, "w") as output:
+        if subprocess.run(command, stdout=output,
+                          stderr=subprocess.STDOUT).returncode:
+            raise Failed(f"mmdebstrap failed; see {log}")
+    if foreign:
+        finish_unpacked(system.root)
+    os.mkdir(done)
+
+
+def finish_unpacked(root):
+    """What the packages' scripts would have done, as far as it is needed."""
+    for name in "passwd", "group":
+        path = os.path.join(root, "etc", name)
+        if not os.path.exists(path):
+            shutil.copy(os.path.join(root, "usr/share/base-passwd",
+                                     name + ".master"), path)
+    for link, target in (("usr/bin/cc", "gcc"), ("usr/bin/awk", "mawk"),
+                         ("bin/sh", "dash")):
+        path = os.path.join(root, link)
+        if not os.path.lexists(path):
+            os.symlink(target, path)
+    for folder in "proc", "dev", "sys":
+        os.makedirs(os.path.join(root, folder), exist_ok=True)
+    for folder in "tmp", "var/tmp":
+        os.makedirs(os.path.join(root, folder), exist_ok=True)
+        os.chmod(os.path.join(root, folder), 0o1777)
+
+
+def put_tree(system):
+    """What is under version control, as it is now."""
+    source = os.path.join(system.root, "src")
+    keep = os.path.join(source, "build")
+    for name in os.listdir(source):
+        path = os.path.join(source, name)
+        if path != keep:
+            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+    listing = subprocess.run(
+        ["git", "-C", TOP, "ls-files", "-z", "--cached", "--others",
+         "--exclude-standard"], check=True, stdout=subprocess.PIPE).stdout
+    for name in filter(None, listing.split(b"\0")):
+        name = os.fsdecode(name)
+        if os.path.isfile(os.path.join(TOP, name)):
+            target = os.path.join(source, name)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            shutil.copy(os.path.join(TOP, name), target)
+
+
+# ---------------------------------------------------------------------------
+# Running in one
+# ---------------------------------------------------------------------------
+
+INSIDE = r"""
+set -e
+root=$1; shift
+ip link set lo up
+mount --make-rprivate /
+mount --bind "$root" "$root"
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
+mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+exec chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+    HOME=/tmp LC_ALL=C.UTF-8 SLOTMEM_TEST_LIMIT="$LIMIT" "$@"
+"""
+
+# Not on /proc: a new /proc may not be mounted while something covers the old.
+REGISTER = r"""
+set -e
+mkdir -p "$3"
+mount -t binfmt_misc none "$3"
+sed "s|:/usr/libexec/qemu-binfmt/.*|:$2:F|" "/usr/lib/binfmt.d/qemu-$1.conf" \
+    > "$3/register"
+shift 3
+exec "$@"
+"""
+
+
+def in_user_namespace():
+    """Runs in the child before it executes: a user namespace in which we are
+    still root over the same users, and have a binfmt_misc of our own."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    ready, mapped = os.pipe(), os.pipe()
+    parent = os.getpid()
+    helper = os.fork()
+    if helper == 0:
+        os.read(ready[0], 1)
+        for name in "uid_map", "gid_map":
+            with open(f"/proc/{parent}/{name}", "w") as file:
+                file.write("0 0 65536\n")
+        os.write(mapped[1], b"x")
+        os._exit(0)
+    if libc.unshare(0x10000000 | 0x20000):      # CLONE_NEWUSER, CLONE_NEWNS
+        raise OSError(ctypes.get_errno(), "unshare")
+    os.write(ready[1], b"x")
+    os.read(mapped[0], 1)
+    os.waitpid(helper, 0)
+    for fd in ready + mapped:
+        os.close(fd)
+
+
+def inside(system, *command, log=None, seconds=None):
+    """Runs a command in the root directory; (status, its output)."""
+    words = ["unshare", "--mount", "--ipc", "--net", "--pid", "--fork",
+             "--kill-child",
+             "bash", "-c", INSIDE, "bash", system.root, *command]
+    if system.qemu:
+        emulator = f"/usr/bin/qemu-{system.qemu}-static"
+        if not os.path.exists(emulator):
+            raise Failed(f"no {emulator} (Debian: qemu-user-static)")
+        words = ["bash", "-c", REGISTER, "bash", system.qemu, emulator,
+                 os.path.join(WORK, "binfmt"), *words]
+    environment = dict(os.environ, LIMIT="120" if system.qemu else "60")
+    process = subprocess.Popen(
+        ["nice", *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, errors="replace",
+        env=environment,
+        preexec_fn=in_user_namespace if system.qemu else None)
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()             # --kill-child ends all below
+        output, _ = process.communicate()
+        output += f"\nended after {seconds} s\n"
+    if log:
+        with open(log, "w") as file:
+            file.write(output)
+    return process.returncode, output
+
+
+PREPARE = r"""
+cd /src
+grep -q ^tester: /etc/passwd || {
+    echo tester:x:4321:4321::/tmp:/bin/sh >> /etc/passwd
+    echo tester:x:4321: >> /etc/group
+}
+make -s CC=gcc all > make.log 2>&1 || { tail -n 20 make.log; exit 1; }
+if grep -E 'mod_slotmem_shm.c.*(warning|error)' make.log; then exit 1; fi
+mkdir -p build/root build/user
+chown tester build/user
+"""
+
+PROBE = r"""
+cd /src/test
+/usr/sbin/apache2 -V -f /dev/null 2> /dev/null | sed -n 's/^Server version: *//p
+s/^Server loaded: *APR \([0-9.]*\).*/APR \1/p'
+python3 -B -c 'import os, sharedmem
+print(sharedmem.kind())
+print(os.uname().machine)'
+"""
+
+KINDS = {"posix": "POSIX", "sysv": "System V", "file": "mapped files"}
+
+
+def probe(system):
+    """What this system is, for the table."""
+    _, output = inside(system, "sh", "-c", PROBE)
+    found = {"httpd": "?", "apr": "?", "shm": "?", "machine": system.arch}
+    for line in output.splitlines():
+        match = re.search(r"Apache/([\d.]+)", line)
+        if match:
+            found["httpd"] = match[1]
+        elif line.startswith("APR "):
+            found["apr"] = line[4:]
+        elif line in KINDS:
+            found["shm"] = KINDS[line]
+        elif re.fullmatch(r"[a-z]\w+", line):
+            found["machine"] = line
+    if system.arch == "i386":
+        found["machine"] = "i386"
+    if system.qemu:
+        found["machine"] += " by QEMU"
+    return found
+
+
+def unit(system, prefix):
+    """The platform's own unit tests: (passed, failed, skipped)."""
+    status, output = inside(
+        system, "sh", "-c", "cd /src && bash test/unit/run-platform.sh "
+        "> /dev/null 2>&1; exec \"$@\" build/unit/platform", "sh", *prefix,
+        log=system.root + f".{system.name}.unit.log", seconds=600)
+    passed = len(re.findall(r"\[ +OK \]", output))
+    skipped = len(re.findall(r"\[  SKIPPED \] test_\w+$", output, re.M)) // 2
+    failed = len(re.findall(r"\[  FAILED  \] test_\w+$", output, re.M)) // 2
+    if not passed or (status and not failed):
+        failed += 1
+    return passed, failed, skipped
+
+
+def tests(system, prefix):
+    """pytest's (passed, failed, skipped)."""
+    words = os.environ.get("PLATFORM_TESTS", "").split() or system.tests
+    words = words + os.environ.get("PLATFORM_ARGS", "").split()
+    user = "user" if system.as_user else "root"
+    log = system.root + f".{system.name}.log"
+    status, output = inside(
+        system, "sh", "-c", "cd /src && exec \"$@\"", "sh", *prefix,
+        "env", f"SLOTMEM_TEST_BUILD=/src/build/{user}", "python3", "-B", "-m",
+        "pytest", "-p", "no:cacheprovider", "-q", "-rs", "--tb=short",
+        "--module", "ours", "--mpm", system.mpm, "-n", JOBS,
+        "--dist", "loadfile", *words, log=log, seconds=SECONDS)
+    last = output.strip().splitlines()[-1] if output.strip() else ""
+    count = {what: int(number) for number, what in re.findall(
+        r"(\d+) (passed|failed|skipped|error)", last)}
+    failed = count.get("failed", 0) + count.get("error", 0)
+    if not count or (status and not failed):
+        failed += 1
+        say(f"{system.name}: {last}")
+    if failed:
+        say(f"{system.name}: see {log}")
+    return count.get("passed", 0), failed, count.get("skipped", 0)
+
+
+def run(system):
+    """The row of a system."""
+    make_root(system)
+    put_tree(system)
+    status, output = inside(system, "sh", "-c", PREPARE, seconds=1200)
+    if status:
+        raise Failed("the module does not build: " + output[-2000:])
+    found = probe(system)
+    prefix = ["setpriv", "--reuid=tester", "--regid=tester",
+              "--clear-groups"] if system.as_user else []
+    counts = [sum(both) for both in zip(unit(system, prefix),
+                                        tests(system, prefix))]
+    words = os.environ.get("PLATFORM_TESTS") or (
+        "all" if system.tests is WHOLE else
+        "contract, store, restore, take-over")
+    return {
+        "system": f"Debian {system.release} {system.arch}, "
+                  + ("ordinary user" if system.as_user else "root"),
+        **found, "ran": f"{words} ({system.mpm})", "passed": counts[0],
+        "failed": counts[1], "skipped": counts[2],
+        "date": datetime.date.today().isoformat()}
+
+
+# ---------------------------------------------------------------------------
+# The table
+# ---------------------------------------------------------------------------
+
+COLUMNS = ("system", "httpd", "apr", "shm", "machine", "ran", "passed",
+           "failed", "skipped", "date")
+HEADS = ("system", "httpd", "APR", "shared memory", "processor", "what ran",
+         "passed", "failed", "skipped", "when")
+
+
+def kept_rows():
+    try:
+        with open(os.path.join(WORK, "rows.json")) as file:
+            return json.load(file)
+    except (OSError, ValueError):
+        return {}
+
+
+def table(rows):
+    lines = ["| " + " | ".join(HEADS) + " |",
+             "| " + " | ".join("---" for _ in HEADS) + " |"]
+    for name in SYSTEMS:
+        if name in rows:
+            lines.append("| " + " | ".join(str(rows[name].get(column, ""))
+                                           for column in COLUMNS) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("systems", nargs="*", metavar="SYSTEM")
+    chosen = parser.parse_args()
+    if chosen.list:
+        print("\n".join(SYSTEMS))
+        return 0
+    unknown = set(chosen.systems) - set(SYSTEMS)
+    if unknown:
+        parser.error(f"no system {', '.join(sorted(unknown))}; there are "
+                     + ", ".join(SYSTEMS))
+    if os.geteuid() != 0:
+        parser.error("root is needed, to make and to enter other systems")
+    os.makedirs(WORK, exist_ok=True)
+    rows, bad = kept_rows(), False
+    for name in chosen.systems or SYSTEMS:
+        try:
+            rows[name] = run(SYSTEMS[name])
+            say(f"{name}: {rows[name]['passed']} passed, "
+                f"{rows[name]['failed']} failed, "
+                f"{rows[name]['skipped']} skipped")
+            bad = bad or rows[name]["failed"] > 0
+        except Failed as error:
+            say(f"{name}: not tried: {error}")
+            bad = True
+        with open(os.path.join(WORK, "rows.json"), "w") as file:
+            json.dump(rows, file, indent=1)
+    with open(os.path.join(WORK, "table.md"), "w") as file:
+        file.write(table(rows))
+    print("\n" + table(rows))
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,309 @@
+# Licensed to the Apache Software Foundation (ASF) under one or more
+# contributor license agreements.  See the NOTICE file distributed with
+# this work for additional information regarding copyright ownership.
+# The ASF licenses this file to You under the Apache License, Version 2.0
+# (the "License"); you may not use this file except in compliance with
+# the License.  You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The runtime directory under a running server: cleaned, without locks, with
+another mode, moved; and the stored file that somebody deletes."""
+
+import os
+import stat
+
+import pytest
+
+import httpd as harness
+import shim
+from rundir import (FROM_MEMORY, in_file, left_over, marker, put, relation,
+                    text_of, wait_relation, wait_stored)
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+
+CONF = """
+SlotmemTestCreate seg 64 10 persist+pregrab
+SlotmemTestCreate plain 64 10 pregrab
+PidFile ${ROOT}/logs/httpd.pid
+"""
+
+
+@pytest.fixture
+def quick(httpd):
+    """quick(conf, ...) starts a server that looks at its directory often."""
+    def make(conf=CONF, **more):
+        start = more.pop("start", True)
+        more.setdefault("modules", ["status"])
+        server = httpd(conf, start=False, **more)
+        server.allow_log("AH00098")
+        shim.preload(server, "hurry")
+        return server.start() if start else server
+    return make
+
+
+def clean_up(server):
+    """What tmpreaper, or a person, does."""
+    for name in os.listdir(server.run_dir):
+        path = os.path.join(server.run_dir, name)
+        if os.path.isfile(path):
+            os.unlink(path)
+
+
+def test_positive_control_directory_left_alone(quick, mpm):
+    server = quick(mpm=mpm)
+    assert relation(server) == "owner"
+    put(server, b"one")
+    server.graceful()
+    put(server, b"two")
+    server.kill_all()
+    server.start()
+    assert text_of(server) == b"two"
+    assert left_over(server) == set()
+
+
+# ---------------------------------------------------------------------------
+# A cleaner
+# ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("between", ["a reload", "a round", "a round of each"])
+def test_directory_emptied_while_it_runs(quick, mpm, between):
+    """The change after it was lost by a kill, objects leaked, and nothing was
+    said: the lock was on a file that had no name any more."""
+    server = quick(mpm=mpm)
+    put(server, b"before")
+    late = server.children()[0]
+    assert server.slotmem(late).create("late", 64, 4, "0").ok
+    clean_up(server)
+    if between != "a reload":
+        harness.wait_for(lambda: os.path.exists(marker(server)),
+                         "the marker to be written anew")
+    if between != "a round":
+        server.graceful()
+    assert relation(server) == "owner"
+    put(server, b"after")
+    server.kill_all()
+    assert left_over(server)
+    server.start()
+    assert text_of(server) == b"after"
+    assert left_over(server) == set()
+
+
+def test_emptied_directory_is_not_left_to_a_second_server(quick, httpd):
+    """Else both are owners."""
+    first = quick()
+    clean_up(first)
+    harness.wait_for(lambda: os.path.exists(marker(first)),
+                     "the marker to be written anew")
+    second = quick(start=False)
+    second.run_dir = first.run_dir
+    second.expect_log("slotmem_shm: .*another httpd")
+    second.start()
+    assert (relation(first), relation(second)) == ("owner", "heir")
+
+
+def test_stored_file_deleted_while_it_runs_is_stored_again(quick):
+    """Only after a stop, or a kill, does it mean to begin anew."""
+    server = quick()
+    put(server, b"state")
+    server.graceful()
+    wait_stored(server, b"state")
+    os.unlink(server.persist_path("seg"))
+    server.stop()
+    assert in_file(server) == b"state"
+
+
+def test_directory_removed_while_it_runs(quick):
+    """httpd refuses to restart then; what was in memory is stored as soon as
+    somebody makes the directory again."""
+    server = quick()
+    server.allow_log(r"AH02334|slotmem_shm: cannot")
+    put(server, b"before")
+    clean_up(server)
+    os.rmdir(server.run_dir)
+    put(server, b"state")
+    harness.wait_for(lambda: server.log_lines("AH02334.*cannot store"),
+                     "a store to fail")
+    os.mkdir(server.run_dir)
+    wait_stored(server, b"state")
+    harness.wait_for(lambda: os.path.exists(marker(server)), "the marker")
+    put(server, b"later")
+    server.kill_all()
+    server.start()
+    assert text_of(server) == b"later"
+    server.stop()
+    assert left_over(server) == set()
+
+
+# ---------------------------------------------------------------------------
+# The marker's mode
+# ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("mode", [0o660, 0o640, 0o666])
+def test_marker_with_another_mode(quick, mode):
+    """A volume's fsGroup does it: warnings at every start for good, and
+    objects of killed runs that stay."""
+    server = quick()
+    put(server, b"before")
+    os.chmod(marker(server), mode)
+    server.graceful()
+    put(server, b"after")
+    wait_stored(server, b"after")   # such a list need not be believed
+    os.chmod(marker(server), mode)
+    server.kill_all()
+    server.start()
+    assert text_of(server) == b"after"
+    assert left_over(server) == set()
+    assert stat.S_IMODE(os.stat(marker(server)).st_mode) == 0o600
+    assert relation(server) == "owner"
+    server.kill_all()
+    os.chmod(marker(server), mode)
+    server.start()
+    assert text_of(server) == b"after"
+    server.stop()
+    assert left_over(server) == set()
+    assert not os.path.exists(marker(server))
+
+
+# ---------------------------------------------------------------------------
+# No locks
+# ---------------------------------------------------------------------------
+
+@needs_root
+def test_file_system_without_locks(quick, mpm):
+    """NFS without its lock service: warnings at every start for good, and
+    objects of killed runs that stayed."""
+    server = quick("Mutex sem\n" + CONF, mpm=mpm, start=False,
+                   shm_size="8m")
+    faults = shim.Faults(server)
+    faults.arm("1+", "ENOLCK", who="any", calls="lock")
+    server.allow_log(r"slotmem_shm: .*(lock|marker|slotmem-shm.run)")
+    server.start()
+    assert faults.counted(), "no lock was asked for: the test shows nothing"
+    assert relation(server) == "unlisted"
+    put(server, b"one")
+    server.graceful()
+    put(server, b"two")
+    server.restart()
+    assert text_of(server) == b"two"
+    wait_stored(server, b"two")
+    put(server, b"three")
+    server.stop()
+    assert in_file(server) == b"three"
+    assert os.listdir(server.shm_dir) == []
+    server.start()
+    assert text_of(server) == b"three"
+    server.kill_all()
+    left = set(os.listdir(server.shm_dir))
+    assert left
+    server.start()
+    assert text_of(server) == b"three"
+    server.stop()
+    assert os.listdir(server.shm_dir) == [], "left by the killed run"
+
+
+@needs_root
+def test_locks_that_come_back(quick):
+    """The directory is ours from the next round on."""
+    server = quick("Mutex sem\n" + CONF, start=False, shm_size="8m")
+    faults = shim.Faults(server)
+    faults.arm("1+", "ENOLCK", who="any", calls="lock")
+    server.allow_log(r"slotmem_shm: .*(lock|marker|slotmem-shm.run)")
+    server.start()
+    put(server, b"one")
+    faults.disarm()
+    wait_relation(server, "owner")
+    put(server, b"two")
+    server.kill_all()
+    server.start()
+    assert text_of(server) == b"two"
+    assert server.log_lines(FROM_MEMORY)
+
+
+# ---------------------------------------------------------------------------
+# Moved
+# ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("step", ["graceful", "restart"])
+def test_another_runtime_directory_from_a_restart_on(quick, mpm, step):
+    """The state comes along, and nothing of ours claims the old directory."""
+    server = quick(mpm=mpm)
+    put(server, b"state")
+    server.graceful()
+    put(server, b"moved")
+    old = marker(server)
+    server.run_dir = os.path.join(server.root, "elsewhere")
+    os.mkdir(server.run_dir)
+    server.write_config()
+    getattr(server, step)()
+    assert text_of(server) == b"moved"
+    assert relation(server) == "owner"
+    harness.wait_for(lambda: not os.path.exists(old),
+                     "the old directory's marker to be removed")
+    assert os.path.exists(marker(server))
+    put(server, b"later")
+    server.kill_all()
+    server.start()
+    assert text_of(server) == b"later"
+    server.stop()
+    assert in_file(server) == b"later"
+    assert left_over(server) == set()
+
+
+# ---------------------------------------------------------------------------
+# Reset
+# ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_deleted_file_means_to_begin_anew(quick, mpm, how):
+    """After a kill the deleted state was back, out of memory."""
+    server = quick(mpm=mpm)
+    put(server, b"state")
+    server.graceful()
+    wait_stored(server, b"state")
+    put(server, b"newer")
+    if how == "stop":
+        server.stop()
+    else:
+        server.kill_all()
+    os.unlink(server.persist_path("seg"))
+    server.start()
+    assert text_of(server) == b""
+    assert server.slotmem().in_use("seg") == []
+    assert left_over(server) == set()
+    put(server, b"anew")
+    server.graceful()
+    assert text_of(server) == b"anew"
+
+
+def test_file_that_never_was_is_not_a_deleted_one(quick, mpm):
+    """Killed before anything was stored: memory is all there is."""
+    server = quick(mpm=mpm, start=False)
+    # Nothing is stored while the helper cannot write.
+    server.start()
+    put(server, b"newest")
+    server.kill_all()
+    assert left_over(server)
+    server.start()
+    assert text_of(server) == b"newest"
+
+
+def test_one_deleted_file_of_two(quick):
+    """Only the segment whose file it was begins anew."""
+    server = quick(CONF + "SlotmemTestCreate other 64 10 persist+pregrab")
+    for name in "seg", "other":
+        put(server, b"state", name)
+    server.graceful()
+    for name in "seg", "other":
+        wait_stored(server, b"state", name)
+        put(server, b"newer", name)
+    server.kill_all()
+    os.unlink(server.persist_path("seg"))
+    server.start()
+    assert text_of(server) == b""
+    assert text_of(server, "other") == b"newer"

@@ -1,0 +1,30 @@
+#!/bin/bash
+# Licensed to the Apache Software Foundation (ASF) under one or more
+# contributor license agreements.  See the NOTICE file distributed with
+# this work for additional information regarding copyright ownership.
+# The ASF licenses this file to You under the Apache License, Version 2.0
+# (the "License"); you may not use this file except in compliance with
+# the License.  You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+
+# Builds and runs platform_tests.c: it needs APR and cmocka, and no httpd.
+# CC has the compiler, APR_CONFIG names another apr-1-config.
+set -eu
+top=$(cd "$(dirname "$0")/../.." && pwd)
+apr=${APR_CONFIG:-apr-1-config}
+out=$top/build/unit
+mkdir -p "$out"
+# shellcheck disable=SC2046,SC2086  # words
+${CC:-cc} -std=gnu11 -O2 -g -Wall -Wextra -Wshadow -Wconversion -Werror \
+    -Wno-unused-function $($apr --cppflags) $($apr --includes) \
+    -I"$top/include" -o "$out/platform" "$top/test/unit/platform_tests.c" \
+    $($apr --link-ld) -lcmocka
+echo "unit: platform"
+exec "$out/platform"
