@@ -31,10 +31,15 @@ FLAGS       = -Iinclude -I$$($(APXS) -q INCLUDEDIR) \
 
 export APXS PYTHON
 
-all: $(MODULE)
+all: $(MODULE) slotmem-file
 
 $(MODULE): $(SOURCES)
 	$(APXS) -c -Iinclude -Wc,-std=gnu11 mod_slotmem_shm.c
+
+# Tells what a stored file holds; not installed.
+slotmem-file: slotmem-file.c include/slotmem_image.h include/mod_slotmem_shm.h
+	$(CC) -std=gnu11 -O2 $(WARNINGS) $(FLAGS) -o $@ slotmem-file.c \
+	    $$($(APU_CONFIG) --link-ld) $$($(APR_CONFIG) --link-ld)
 
 install: $(MODULE)
 	$(APXS) -i -n slotmem_shm mod_slotmem_shm.la
@@ -184,7 +189,7 @@ format:
 	clang-format -i $(C_SOURCES)
 
 clean:
-	rm -rf .libs build mod_slotmem_shm.la mod_slotmem_shm.lo \
+	rm -rf .libs build slotmem-file mod_slotmem_shm.la mod_slotmem_shm.lo \
 	    mod_slotmem_shm.slo mod_slotmem_shm.o
 
 .PHONY: all install help demo check lint unit model fuzz test test-under-load \
