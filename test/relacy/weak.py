@@ -161,7 +161,7 @@ def main():
             if result.result():
                 sys.exit(f"weak: {header} as it is fails: {result.result()}")
         for place, to, result in rows:
-            said = "nothing to weaken"
+            said = "relaxed"
             if to:
                 total += 1
                 said = result.result() or "NOT CAUGHT"
