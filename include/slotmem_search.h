@@ -123,6 +123,7 @@ typedef struct {
     int same_size;        /* as many slots as were stored                     */
     int counted;          /* the number was asked for since the last claim    */
     int plain;            /* a claim was made without                         */
+    int settled;          /* it was over at least once */
     int looked;           /* the parent has looked at a slot                  */
 } slotmem_search_t;
 
@@ -345,6 +346,7 @@ static inline void slotmem_search_settle(slotmem_search_t *s)
         }
     }
     s->shown = s->table->item_num;
+    s->settled = 1;
 }
 
 /* Does the parent, by looking at a slot now, show that it has found all that
@@ -446,10 +448,9 @@ static inline int slotmem_search_grab(slotmem_search_t *s, unsigned int *id)
 static inline slotmem_search_end_t slotmem_search_end(slotmem_search_t *s)
 {
     slotmem_search_end_t end = { 0, 0, 0, 0 };
-    const int searched = s->claimed && !s->plain;
     unsigned int id;
 
-    if (searched) {
+    if (s->claimed && !s->plain) {
         slotmem_search_settle(s);
     }
     for (id = 0; id < s->table->item_num; id++) {
@@ -462,7 +463,8 @@ static inline slotmem_search_end_t slotmem_search_end(slotmem_search_t *s)
     }
     for (id = 0; id < s->spares_num; id++) {
         end.lost += s->spares[id].kind == SLOTMEM_SHM_KIND_RUNTIME;
-        end.unseen += !searched && s->spares[id].kind != SLOTMEM_SHM_KIND_NONE;
+        end.unseen +=
+            !s->settled && s->spares[id].kind != SLOTMEM_SHM_KIND_NONE;
     }
     end.dropped = s->dropped;
     slotmem_search_free(s);

@@ -76,14 +76,21 @@ class Segments:
         return self
 
     def check_rejected(self, names=None):
-        """Empty, the file kept aside as it was, a line in the log for each."""
+        """Empty, the file kept aside as it was, a line in the log for each.
+
+        In its place there may already be what the running server stores."""
         names = self.names if names is None else names
         empty = bytes(self.size * self.num), []
         believed = [n for n in names if self.state[n] != empty]
         assert believed == [], "damaged, but believed"
         for name in names:
-            assert not os.path.exists(self.path(name))
             assert storedfile.read(self.aside(name)) == self.files[name]
+            try:
+                stored = storedfile.Stored(self.path(name))
+            except FileNotFoundError:
+                continue
+            assert stored.num == self.num and stored.used == []
+            assert not any(map(any, stored.slots))
         told = self.server.log_lines(REJECTED)
         assert sorted(set(re.findall(r"slotmem-shm-(\S+)\.shm\.persist:",
                                      "\n".join(told)))) == sorted(names)
@@ -124,10 +131,32 @@ def test_positive_control_a_whole_file_is_believed(segments):
 # ---------------------------------------------------------------------------
 
 def test_file_cut_off_at_any_length_is_refused(segments):
-    """A crash without flush.  The stock module believes a file that has lost
-    its digest, or is empty, for one of an older format."""
+    """A crash without flush.  The stock module believes an empty file, too.
+
+    Two lengths are those of whole files of older httpds: everything but the
+    descriptor, and everything but that and the digest."""
+    older = len(GOOD) - 32, len(GOOD) - 16
     check_rejected(segments, {f"cut-{length}": GOOD[:length]
-                              for length in range(len(GOOD))})
+                              for length in range(len(GOOD))
+                              if length not in older})
+
+
+def test_file_of_an_older_httpd_is_believed_if_its_digest_is_right(segments):
+    files = {"no-descriptor": GOOD[:-16], "no-digest": GOOD[:-32]}
+    made = segments(files, rejects=False)
+    assert made.state == dict.fromkeys(files, (b"abcdEFGHijkl", [0, 2]))
+    made.server.stop()
+    for name in files:
+        assert storedfile.read(made.path(name)) == GOOD
+
+
+def test_file_of_an_older_httpd_with_a_flipped_bit_is_refused(segments):
+    files = {}
+    for bit in range(8 * (len(GOOD) - 16)):
+        bad = bytearray(GOOD[:-16])
+        bad[bit // 8] ^= 1 << bit % 8
+        files[f"bit-{bit}"] = bytes(bad)
+    check_rejected(segments, files)
 
 
 def test_any_flipped_bit_is_refused(segments):
@@ -390,36 +419,47 @@ def test_what_is_no_regular_file_is_put_aside(httpd):
         assert storedfile.Stored(made.path(name)).used == []
 
 
-def test_symbolic_link_to_a_whole_file_is_read_and_then_replaced(httpd):
-    """An administrator may have moved the file to a larger disk; what the
-    link leads to is not written to."""
+def test_symbolic_link_to_a_whole_file_is_put_aside(httpd):
+    """Whoever may write to the directory could lead root to any file.  What
+    the link leads to is neither read nor written to."""
     made = Segments(httpd, {"seg": None})
     elsewhere = os.path.join(made.server.root, "elsewhere")
     storedfile.write(elsewhere, GOOD)
     os.symlink(elsewhere, made.path("seg"))
+    made.server.expect_log(REJECTED)
     made.start()
-    assert made.state["seg"] == (b"abcdEFGHijkl", [0, 2])
+    assert made.state["seg"] == (bytes(12), [])
+    assert os.readlink(made.aside("seg")) == elsewhere
+    made.server.slotmem().fgrab("seg", 0)
     made.server.slotmem().put("seg", 0, b"new!")
     made.server.stop()
     assert storedfile.read(elsewhere) == GOOD
     assert storedfile.Stored(made.path("seg")).slots[0] == b"new!"
+    assert not os.path.islink(made.path("seg"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's powers")
 def test_unreadable_permissions(httpd):
-    """A parent without the powers of root, and a file that it may not read."""
+    """A parent without the powers of root, and a file that it may not read:
+    it may be good, so nothing replaces it, and it is used when it can be."""
     made = Segments(httpd, {"seg": GOOD, "control": GOOD})
-    made.server.wrapper = ["setpriv",
-                           "--bounding-set=-dac_override,-dac_read_search",
-                           "--"]
+    server = made.server
+    server.wrapper = ["setpriv",
+                      "--bounding-set=-dac_override,-dac_read_search", "--"]
     os.chmod(made.path("seg"), 0)
-    made.server.expect_log("Permission denied.*" + REJECTED
-                           + ".*cannot be read")
+    server.expect_log("Permission denied.*AH02553.*cannot be read")
     made.start()
     assert made.state["seg"] == (bytes(12), [])
     assert made.state["control"] == (b"abcdEFGHijkl", [0, 2])
-    made.server.stop()
-    assert storedfile.read(made.aside("seg")) == GOOD
+    server.slotmem().put("control", 0, b"new!")
+    server.stop()
+    assert storedfile.Stored(made.path("control")).slots[0] == b"new!", \
+        "nothing was stored: this test shows nothing"
+    assert storedfile.read(made.path("seg")) == GOOD
+    assert not os.path.exists(made.aside("seg"))
+    os.chmod(made.path("seg"), 0o600)
+    made.start()
+    assert made.state["seg"] == (b"abcdEFGHijkl", [0, 2])
 
 
 def sparse(path, data, length, tail=b""):

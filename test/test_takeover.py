@@ -37,6 +37,7 @@ import pytest
 
 import httpd as harness
 import layout
+import rundir
 import sharedmem
 import shim
 import storedfile
@@ -112,7 +113,6 @@ def test_killed_server_goes_on_with_its_memory(httpd, mpm, generations):
     for _ in range(generations):
         server.graceful()
     write_all(server, b"newest")
-    assert not os.path.exists(server.persist_path("seg")) or generations
     assert kill_and_start(server) == set()
     check_taken(server, b"newest")
     assert len(server.log_lines(TAKEN)) == 3
@@ -226,15 +226,16 @@ def test_segments_that_children_made_do_not_leak(httpd, mpm, parents):
 
 
 def test_nothing_is_left_by_a_kill_before_any_child_was_there(httpd):
-    """Killed between two segments of its first configuration."""
+    """Killed between two segments of its first configuration, the second of
+    which has a name in the system, and no byte yet."""
     server = httpd(CONF, start=False, shm_size="8m")
     server.conf = ("Mutex sem\nPidFile ${ROOT}/logs/httpd.pid\n" + CONF)
     faults = shim.Faults(server)
-    faults.arm(2, "kill", calls="shm_open")
+    faults.arm(3, "kill", calls="ftruncate")    # the marker's is the first
     with pytest.raises(harness.HttpdError):
         server.start()
     server._gave_up = False
-    assert len(os.listdir(server.shm_dir)) == 1
+    assert len(os.listdir(server.shm_dir)) == 2
     faults.disarm()
     server.allow_log("AH00098")
     server.start()
@@ -469,35 +470,14 @@ def test_line_of_the_marker_without_end_does_not_spoil_the_next(httpd):
         assert text_of(server, name, 0) == b"newest"
 
 
-def test_marker_of_another_boot_lists_nothing(httpd):
-    """Numbers of processes, and memory, begin anew; the objects that bear the
-    old names may be anybody's."""
-    server = httpd(CONF)
-    write_all(server, b"stored")
-    server.graceful()
-    write_all(server, b"another boot's")
-    server.kill_all()
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        boot = file.read().strip()
-    text = storedfile.read(marker(server)).decode()
-    assert boot in text
-    storedfile.write(marker(server), text.replace(
-        boot, "00000000-0000-0000-0000-000000000000").encode())
-    server.allow_log("AH00098|AH02611.*in use and not by this server")
-    server.start()
-    assert not server.log_lines(TAKEN)
-    for name, slot in ("seg", 0), ("cleared", 3):
-        assert text_of(server, name, slot) == b"stored"
-    server.stop()
-    for path in objects_of(server):
-        sharedmem.remove(path)
-
-
 @pytest.mark.parametrize("what", [
     "directory", "pipe", "link", "open to all",
     pytest.param("another's", marks=NEEDS_ROOT)])
 def test_marker_that_cannot_be_ours(httpd, what):
-    """Whoever may write there could tell root what to remove."""
+    """Whoever may write there could tell root what to remove.
+
+    What is ours, or a link, gives way to a new file; the rest is left alone,
+    and nothing is listed."""
     server = httpd(CONF, start=False)
     path, victim = marker(server), os.path.join(server.root, "victim")
     storedfile.write(victim, b"precious")
@@ -512,9 +492,14 @@ def test_marker_that_cannot_be_ours(httpd, what):
         os.chmod(path, 0o666 if what == "open to all" else 0o600)
         if what == "another's":
             os.chown(path, 12345, 12345)
-    if what != "link":
+    if what in ("link", "open to all"):
+        server.start()
+        info = os.lstat(path)
+        assert stat.S_ISREG(info.st_mode)
+        assert stat.S_IMODE(info.st_mode) == 0o600
+    else:
         server.expect_log("slotmem_shm: cannot use .*slotmem-shm.run")
-    server.start()
+        server.start()
     write_all(server, b"state")
     server.graceful()
     check_taken(server, b"state")
@@ -643,10 +628,13 @@ def test_state_that_the_stock_module_stored_since_is_newer(
 # ---------------------------------------------------------------------------
 
 def test_directory_of_a_server_that_lives_is_left_alone(httpd):
-    """An error with its pid; memory without a name; its files stay its own."""
+    """A warning with its pid; memory under names of our own, that begins
+    with what the other has; its memory and its files stay its own."""
     first = httpd(CONF)
     write_all(first, b"first")
     first.graceful()
+    for name, slot in KEPT:         # from here on it writes no file
+        rundir.wait_stored(first, b"first", name, slot)
     files = {path: storedfile.identity(path)
              for path in glob.glob(first.run_dir + "/slotmem*")}
     objects = first.shm_objects()
@@ -658,13 +646,15 @@ def test_directory_of_a_server_that_lives_is_left_alone(httpd):
     second.expect_log(rf"another httpd \(process {first.pid}\)")
     second.start()
     assert second.shm_objects() & objects == set()
+    check_taken(second, b"first")
     write_all(second, b"second")
-    assert text_of(second, "seg", 0) == b"second"
     second.graceful()
-    assert text_of(second, "seg", 0) == b"", "nothing is stored or restored"
+    check_taken(second, b"second")
     second.kill_all()
     second.allow_log("AH00098")
     second.start()
+    check_taken(second, b"first")
+    write_all(second, b"second")
     second.stop()
     for name, slot in KEPT:
         assert text_of(first, name, slot) == b"first"
@@ -676,34 +666,43 @@ def test_directory_of_a_server_that_lives_is_left_alone(httpd):
     check_taken(first, b"first")
 
     # With the first one gone, the directory is the second's from its next
-    # restart on.
+    # restart on, and what that has is stored.
     second.start()
+    write_all(second, b"heir's")
     first.stop()
+    assert rundir.in_file(second) == b"first"
     second.graceful()
-    assert text_of(second, "seg", 0) == b"first"
+    check_taken(second, b"heir's")
     second.stop()
+    assert rundir.in_file(second) == b"heir's"
 
 
 def test_directory_whose_owner_is_killed_goes_to_the_one_that_waits(httpd):
-    """At the next restart of the other server, without a new start: what the
-    owner left is taken over, and the rest removed."""
+    """At the next restart of the other server, without a new start: it goes
+    on with what it has, which was what the owner had; what it does not have
+    is stored; and what the owner left in memory is removed."""
     first = httpd("SlotmemTestCreate seg 64 10 persist+pregrab\n"
+                  "SlotmemTestCreate other 64 10 persist+pregrab\n"
                   "SlotmemTestCreate extra 64 10 0")
+    rundir.put(first, b"first's")
     second = httpd("DefaultRuntimeDir " + first.run_dir
                    + "\nPidFile ${ROOT}/logs/httpd.pid\n"
                    "SlotmemTestCreate seg 64 10 persist+pregrab", start=False)
     second.expect_log(r"another httpd \(process")
     second.run_dir = first.run_dir
     second.start()
-    first.slotmem().fgrab("seg", 0)
-    first.slotmem().put("seg", 0, b"first's")
+    assert text_of(second, "seg", 0) == b"first's"
+    rundir.put(second, b"heir's")
+    rundir.put(first, b"too late")
+    rundir.put(first, b"other's", "other")
     first.kill_all()
     left = objects_of(first)
-    assert len(left) == 2
+    assert len(left) == 3
     second.graceful()
-    assert text_of(second, "seg", 0) == b"first's"
+    assert text_of(second, "seg", 0) == b"heir's"
     assert {path for path in left if sharedmem.exists(path)} \
         <= second.shm_objects()
+    assert rundir.in_file(second, "other") == b"other's"
     second.slotmem().put("seg", 0, b"second's")
     second.graceful()
     assert text_of(second, "seg", 0) == b"second's"
