@@ -936,6 +936,26 @@ def test_doall_callback_may_grab(child, segment):
     assert child.info(name).num_free == 97 - visit.acted
 
 
+def test_doall_sees_what_changes_ahead_of_it(server):
+    """mod_heartmonitor's walk beside its grabs: no dead server is called back
+    for, and no new one missed, though they lie close together."""
+    one, other = map(server.slotmem, server.children())
+    name = f"ahead-{next(_numbers)}"
+    until = os.path.join(server.ctl_dir, name)
+    assert one.create(name, 16, 60, PREGRAB).ok and other.attach(name).ok
+    assert one.fgrab(name, 9).ok and one.fgrab(name, 10).ok
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        walk = pool.submit(one.doall, name, do="wait", until=until)
+        try:
+            harness.wait_for(lambda: os.path.exists(until + ".reached"),
+                             "the callback to be called")
+            assert other.release(name, 10).ok and other.fgrab(name, 20).ok
+        finally:
+            with open(until, "w"):
+                pass
+        assert walk.result().ids == [9, 20]
+
+
 def test_no_lock_is_held_while_a_callback_runs(server):
     """A slow callback in one child must not stop all the others."""
     one, other = map(server.slotmem, server.children())

@@ -475,6 +475,37 @@ def test_parent_makes_its_own_where_an_attacker_was_first(httpd, guarded):
             os.unlink(names["early"])
 
 
+def test_parent_attaches_nothing_that_a_child_has_made(httpd):
+    """Without root, parent and children are one user, and a child of the last
+    generation knows the run's identity: only the registry tells them apart."""
+    server = httpd("SlotmemTestPostConfig hold until=${ROOT}/htdocs/go\n" + CONF,
+                   mpm="event", run_as=harness.unprivileged_user(),
+                   start=False)
+    gate = os.path.join(server.root, "htdocs", "go")
+    name = os.path.join(server.root, "planted")
+    with open(gate, "w"):
+        pass
+    server.start()
+    server.at_stage("post_config", harness.op_line("attach", name=name))
+    with server.held_request() as pid, \
+            concurrent.futures.ThreadPoolExecutor(1) as pool:
+        child = server.slotmem(pid)
+        child.ping()
+        os.unlink(gate)
+        os.unlink(gate + ".reached")
+        restart = pool.submit(server.graceful, wait_old=False)
+        try:
+            harness.wait_for(lambda: os.path.exists(gate + ".reached"),
+                             "the parent to be about to make its segments")
+            assert child.create(name, 64, 10).ok
+        finally:
+            with open(gate, "w"):
+                pass
+            old = restart.result()
+    server.wait_gone(old)
+    assert not server.stage("post_config")[-1].ok
+
+
 class Shortener(threading.Thread):
     """Cuts a file and makes it longer again, over and over: long enough for
     it to be found whole, short enough to be cut while it is read."""

@@ -577,6 +577,27 @@ def test_object_of_an_absolute_name_that_is_anothers_is_left_alone(httpd):
     second.close()
 
 
+def test_name_that_another_server_has_taken_since_is_left_alone(httpd):
+    """The killed run's list has it, but what lies there now is another's."""
+    conf = "SlotmemTestCreate {} 64 10 persist abs"
+    first = httpd(conf.format("${ROOT}/name"))
+    name = os.path.join(first.root, "name")
+    path = first.shm_path(name)
+    first.kill_all()
+    sharedmem.remove(path)
+    second = httpd(conf.format(name))
+    assert sharedmem.exists(path)
+    second.slotmem().put("abs", 0, b"second")
+    first.allow_log("AH00098")
+    first.expect_log("AH02611.*in use and not by this server")
+    first.start()
+    first.stop()
+    assert sharedmem.exists(path)
+    assert text_of(second, "abs", 0) == b"second"
+    second.stop()
+    second.close()
+
+
 def test_state_that_the_stock_module_stored_since_is_newer(
         httpd, our_module, stock_module):
     """Killed with ours, run with stock, then ours again: what stock stored is
