@@ -128,7 +128,7 @@ model:
 	bash test/model/run.sh
 
 # The core headers themselves under every order that C11 allows.
-RELACY_SCHEDULES ?= 1000
+RELACY_SCHEDULES ?= 10000
 RELACY = build/relacy/core
 $(RELACY): $(wildcard test/relacy/*.h) test/relacy/core.cc $(wildcard include/*.h)
 	mkdir -p build/relacy
