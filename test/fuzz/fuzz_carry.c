@@ -242,8 +242,9 @@ static uint64_t old_torn(const ap_slotmem_instance_t *s, unsigned int id)
         far = bytes - (id - first) * (uint64_t)SIZE;
     }
     if ((word & 2) && (torn[id / 64] >> (id % 64) & 1)) {
-        far = reach[stripe] == 0 ? SIZE
-              : reach[stripe] > far ? reach[stripe] : far;
+        far = reach[stripe] == 0    ? SIZE
+              : reach[stripe] > far ? reach[stripe]
+                                    : far;
     }
     return far < SIZE ? far : SIZE;
 }
