@@ -29,6 +29,8 @@ import struct
 import pytest
 
 import httpd as harness
+import rundir
+import shim
 import storedfile
 from httpd import op_line
 from storedfile import image
@@ -129,6 +131,15 @@ def test_positive_control_a_whole_file_is_believed(segments):
 # ---------------------------------------------------------------------------
 # What is damaged
 # ---------------------------------------------------------------------------
+
+def test_oldest_form_has_nothing_but_its_table_to_be_known_by(segments):
+    """Before 2.4.7 httpd stored neither digest nor descriptor: a file of that
+    length is believed only if its last bytes are a table."""
+    bare = GOOD[:-32]
+    check_rejected(segments, {
+        f"byte-{at}": bare[:at] + b"\7" + bare[at + 1:]
+        for at in range(len(bare) - NUM, len(bare))}, good=bare)
+
 
 def test_file_cut_off_at_any_length_is_refused(segments):
     """A crash without flush.  The stock module believes an empty file, too.
@@ -490,3 +501,46 @@ def test_file_of_more_than_4_gib(httpd):
         assert os.path.exists(made.aside(name))
     made.server.stop()
     assert storedfile.read(made.path("behind")) == GOOD
+
+
+# ---------------------------------------------------------------------------
+# What is read from memory, or in pieces
+# ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("how", ["graceful", "kill"])
+def test_memory_with_another_slot_size_is_not_copied(httpd, how):
+    """A new version of a module asks for larger slots: the old ones would be
+    copied across their borders."""
+    server = httpd("SlotmemTestCreate seg 64 10 persist+pregrab")
+    for slot in 0, 9:
+        rundir.put(server, b"text", slot=slot)
+    server.conf = "SlotmemTestCreate seg 72 10 persist+pregrab"
+    server.expect_log(REJECTED)
+    if how == "graceful":
+        server.write_config()
+        server.graceful()
+    else:
+        server.kill_all()
+        server.start()
+    assert server.slotmem().in_use("seg") == []
+    assert server.slotmem().read("seg", 0, 720) == bytes(720)
+
+
+def test_file_is_read_in_pieces(httpd):
+    """The system may give less than it is asked for, at any read."""
+    server = httpd("Mutex sem\nPidFile ${ROOT}/logs/httpd.pid\n"
+                   "SlotmemTestCreate seg 64 10 persist+pregrab",
+                   start=False, shm_size="8m")
+    faults = shim.Faults(server)
+    server.start()
+    rundir.put(server, b"text", slot=3)
+    server.stop()
+    for number in range(1, 20):
+        faults.arm(number, "short", "leader", "read,pread")
+        server.start()
+        counted = len(faults.disarm())
+        assert rundir.text_of(server, slot=3) == b"text", number
+        server.stop()
+        if counted < number:
+            break
+    assert 4 < number < 19

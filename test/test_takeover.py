@@ -522,13 +522,13 @@ def test_memory_that_does_not_fit_is_not_believed(httpd, what):
     server.slotmem().fgrab("seg", 0)
     server.slotmem().put("seg", 0, b"stored")
     server.graceful()
-    server.slotmem().put("seg", 0, b"forged")
     server.kill_all()
     path = server.shm_path("seg")
     data = bytearray(sharedmem.read(path))
     at = layout.field("magic")
     assert int.from_bytes(data[at:at + 8], sys.byteorder) == MAGIC
-    assert data.count(b"forged") == 1
+    assert data.count(b"stored") == 1
+    data = data.replace(b"stored", b"forged")
     name, value = {"identity": ("run", b"x"), "magic": ("magic", b"x"),
                    "version": ("version", b"\7"), "type": ("type", b"\1"),
                    "size": ("item_size", b"\x41"),
@@ -577,6 +577,27 @@ def test_object_of_an_absolute_name_that_is_anothers_is_left_alone(httpd):
     second.close()
 
 
+def test_name_that_another_server_has_taken_since_is_left_alone(httpd):
+    """The killed run's list has it, but what lies there now is another's."""
+    conf = "SlotmemTestCreate {} 64 10 persist abs"
+    first = httpd(conf.format("${ROOT}/name"))
+    name = os.path.join(first.root, "name")
+    path = first.shm_path(name)
+    first.kill_all()
+    sharedmem.remove(path)
+    second = httpd(conf.format(name))
+    assert sharedmem.exists(path)
+    second.slotmem().put("abs", 0, b"second")
+    first.allow_log("AH00098")
+    first.expect_log("AH02611.*in use and not by this server")
+    first.start()
+    first.stop()
+    assert sharedmem.exists(path)
+    assert text_of(second, "abs", 0) == b"second"
+    second.stop()
+    second.close()
+
+
 def test_state_that_the_stock_module_stored_since_is_newer(
         httpd, our_module, stock_module):
     """Killed with ours, run with stock, then ours again: what stock stored is
@@ -613,7 +634,8 @@ def test_directory_of_a_server_that_lives_is_left_alone(httpd):
     write_all(first, b"first")
     first.graceful()
     for name, slot in KEPT:         # from here on it writes no file
-        rundir.wait_stored(first, b"first", name, slot)
+        rundir.wait_stored(first, b"first", {
+            "abs": os.path.join(first.root, "absolute")}.get(name, name), slot)
     files = {path: storedfile.identity(path)
              for path in glob.glob(first.run_dir + "/slotmem*")}
     objects = first.shm_objects()
@@ -621,7 +643,8 @@ def test_directory_of_a_server_that_lives_is_left_alone(httpd):
     second = httpd(CONF, start=False)
     second.run_dir = first.run_dir
     second.conf = ("DefaultRuntimeDir " + first.run_dir
-                   + "\nPidFile ${ROOT}/logs/httpd.pid\n" + CONF)
+                   + "\nPidFile ${ROOT}/logs/httpd.pid\n"
+                   + CONF.replace("${ROOT}", first.root))
     second.expect_log(rf"another httpd \(process {first.pid}\)")
     second.start()
     assert second.shm_objects() & objects == set()
