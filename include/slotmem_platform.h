@@ -932,25 +932,50 @@ static int platform_line_shows(const char *line, const struct stat *st)
                   == st->st_dev;
 }
 
+/* Does such a list show that file?  What counts of a line stands before its
+ * path, hence in its first bytes; the rest is passed over up to the end of the
+ * line (the kernel writes a newline in a path as \012), so that a long path
+ * of somebody's making is never taken for a line. */
+static int platform_maps_show(int fd, const struct stat *st)
+{
+    char chunk[512], line[128];
+    size_t len = 0;
+    ssize_t got, i;
+
+    while ((got = read(fd, chunk, sizeof(chunk))) != 0) {
+        if (got < 0 && errno != EINTR) {
+            return errno == EACCES || errno == EPERM;
+        }
+        for (i = 0; i < got; i++) {
+            if (chunk[i] != '\n') {
+                if (len < sizeof(line) - 1) {
+                    line[len++] = chunk[i];
+                }
+                continue;
+            }
+            line[len] = '\0';
+            len = 0;
+            if (platform_line_shows(line, st)) {
+                return 1;
+            }
+        }
+    }
+    return 0;
+}
+
 /* Does process `pid` map it?  Who may not be looked at may. */
 static int platform_process_maps(const char *pid, const struct stat *st)
 {
-    char path[288], line[512];
-    int found = 0, whole = 1;
-    FILE *maps;
+    char path[288];
+    int fd, found;
 
     (void)snprintf(path, sizeof(path), "/proc/%s/maps", pid);
-    maps = fopen(path, "re");
-    if (!maps) {
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
         return errno == EACCES || errno == EPERM;
     }
-    while (!found && fgets(line, sizeof(line), maps)) {
-        /* The rest of a longer line is a name that anybody may have chosen. */
-        found = whole && platform_line_shows(line, st);
-        whole = strchr(line, '\n') != NULL;
-    }
-    found |= ferror(maps) && (errno == EACCES || errno == EPERM);
-    (void)fclose(maps);
+    found = platform_maps_show(fd, st);
+    close(fd);
     return found;
 }
 
