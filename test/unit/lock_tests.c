@@ -571,6 +571,13 @@ static void test_mending_makes_a_word_that_never_was(void **state)
         slotmem_lock_mend(&s->locks, 5, d.word);
         assert_false(s->locks.lock[5].word & SLOTMEM_LOCK_HELD);
     }
+    /* A held word has no room for all of a long sequence: what is left of it
+     * would be the word after one of the first writes. */
+    s->locks.lock[5].word =
+        (UINT64_C(1) << SLOTMEM_LOCK_LOW_BITS) + SLOTMEM_LOCK_STEP;
+    after_death(&d, die_during_put, 1);
+    slotmem_lock_mend(&s->locks, 5, d.word);
+    assert_true(s->locks.lock[5].word >> SLOTMEM_LOCK_LOW_BITS);
     segment_free(s);
 }
 
