@@ -505,6 +505,12 @@ static void test_a_put_as_long_as_the_torn_one_heals(void **state)
     assert_int_equal(put_byte(s, 5 + SLOTMEM_STRIPES_MAX, 0x22, 16),
                      APR_SUCCESS);
     assert_false(lock->word & SLOTMEM_LOCK_TORN);
+
+    /* In whichever order they came. */
+    slotmem_locks_tear(&s->locks, 5, 16);
+    slotmem_locks_tear(&s->locks, 5 + SLOTMEM_STRIPES_MAX, 8);
+    assert_int_equal(put_byte(s, 5, 0x22, 8), APR_SUCCESS);
+    assert_int_equal(get_byte(s, 5, 8), -APR_EINCOMPLETE);
     segment_free(s);
 }
 
