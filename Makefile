@@ -31,10 +31,15 @@ FLAGS       = -Iinclude -I$$($(APXS) -q INCLUDEDIR) \
 
 export APXS PYTHON
 
-all: $(MODULE)
+all: $(MODULE) slotmem-file
 
 $(MODULE): $(SOURCES)
 	$(APXS) -c -Iinclude -Wc,-std=gnu11 mod_slotmem_shm.c
+
+# Tells what a stored file holds; not installed.
+slotmem-file: slotmem-file.c include/slotmem_image.h include/mod_slotmem_shm.h
+	$(CC) -std=gnu11 -O2 $(WARNINGS) $(FLAGS) -o $@ slotmem-file.c \
+	    $$($(APU_CONFIG) --link-ld) $$($(APR_CONFIG) --link-ld)
 
 install: $(MODULE)
 	$(APXS) -i -n slotmem_shm mod_slotmem_shm.la
@@ -44,6 +49,8 @@ help:
 	@echo 'make lint       warnings and analyzers of gcc and clang, clang-tidy, cppcheck, clang-format'
 	@echo 'make unit       table, locks and layout outside httpd, sanitizers, valgrind'
 	@echo 'make model      the spin models, and their mutations'
+	@echo 'make relacy     the core headers under Relacy (RELACY_SCHEDULES)'
+	@echo 'make weak       each memory order of the core weakened, each to be caught'
 	@echo 'make fuzz       libFuzzer over restore, headers and what is carried over (FUZZ_SECONDS)'
 	@echo 'make test       the tests in a live httpd alone (PYTEST_ARGS)'
 	@echo 'make test-under-load    two runs of test side by side, busy loops beside them (LOAD_ROUNDS)'
@@ -79,12 +86,15 @@ demo: deps-demo
 
 check: deps-check
 	@$(MAKE) --no-print-directory all
-	$(MAKE) --no-print-directory lint unit model fuzz
+	$(MAKE) --no-print-directory lint unit model relacy fuzz
 	$(MAKE) --no-print-directory test
 
 # -- the parts of check --
 
 C_SOURCES = $$(find mod_slotmem_shm.c include test -name '*.[ch]')
+
+# Each compiles alone.
+CORE = slotmem_word.h slotmem_table.h slotmem_locks.h slotmem_search.h slotmem_image.h
 
 lint:
 	$(CC) -std=gnu11 -O2 $(WARNINGS) -Werror $(FLAGS) -fsyntax-only mod_slotmem_shm.c
@@ -96,6 +106,10 @@ lint:
 	    '-DAPR_UINT64_T_FMT="lu"' '-DAPR_TIME_T_FMT="ld"' -DATOMIC_LLONG_LOCK_FREE=2 \
 	    -DAPR_HAS_FORK=1 -DAPR_HAS_SHARED_MEMORY=1 -DAPR_HAS_THREADS=1 \
 	    -Iinclude mod_slotmem_shm.c
+	for header in $(CORE); do for cc in $(CC) $(CLANG); do for std in c11 c17; do \
+	    echo "#include \"$$header\"" | $$cc -std=$$std -O1 $(WARNINGS) -Werror \
+	        -D_DEFAULT_SOURCE $(FLAGS) -fsyntax-only -x c - || exit 1; \
+	done; done; done
 	$(CC) -std=gnu11 -O2 -fanalyzer -Werror $(FLAGS) -S -o /dev/null mod_slotmem_shm.c
 	$(CLANG_TIDY) --quiet mod_slotmem_shm.c include/*.h -- -x c -std=gnu11 $(FLAGS)
 	clang-format --dry-run -Werror $(C_SOURCES)
@@ -106,7 +120,22 @@ unit:
 	bash test/unit/run.sh
 
 model:
+	$(PYTHON) -B test/model/drift.py
 	bash test/model/run.sh
+
+# The core headers themselves under every order that C11 allows.
+RELACY_SCHEDULES ?= 1000
+RELACY = build/relacy/core
+$(RELACY): $(wildcard test/relacy/*.h) test/relacy/core.cc $(wildcard include/*.h)
+	mkdir -p build/relacy
+	$(CXX) -std=gnu++17 -O1 -w -Iinclude -Itest/relacy -o $@ test/relacy/core.cc
+
+relacy: $(RELACY)
+	$(RELACY) -n $(RELACY_SCHEDULES)
+
+WEAK ?=
+weak:
+	$(PYTHON) -B test/relacy/weak.py $(WEAK)
 
 fuzz:
 	bash test/fuzz/run.sh
@@ -184,9 +213,10 @@ format:
 	clang-format -i $(C_SOURCES)
 
 clean:
-	rm -rf .libs build mod_slotmem_shm.la mod_slotmem_shm.lo \
+	rm -rf .libs build slotmem-file mod_slotmem_shm.la mod_slotmem_shm.lo \
 	    mod_slotmem_shm.slo mod_slotmem_shm.o
 
+.PHONY: relacy weak
 .PHONY: all install help demo check lint unit model fuzz test test-under-load \
         coverage mutants soak hostile members torture bench bench-plot \
         bench-scale callgrind screenshot check-intree portability platforms \

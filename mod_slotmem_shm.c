@@ -243,6 +243,7 @@ struct ap_slotmem_instance_t {
 
     unsigned char digest[APR_MD5_DIGESTSIZE];
     int has_digest; /* the stored file bears this digest                 */
+    apr_uint64_t mark; /* of the file that this process knows to be ours    */
     ap_slotmem_instance_t *next; /* in order of creation                 */
 };
 
@@ -1391,6 +1392,7 @@ static void stored_note(ap_slotmem_instance_t *s, const struct stat *st)
 {
     note_t n = { s, st ? file_mark(st) : 0, { 0, 0 }, 0 };
 
+    s->mark = n.mark ? n.mark : s->mark;
     (void)guarded(note_unguarded, &n);
 }
 
@@ -1576,13 +1578,16 @@ static apr_status_t store_flush_one(store_t *st, const pending_t *one)
 /*
  * Somebody may have put a file there since the segment was last stored, an
  * administrator a backup for example.  If it is a whole one it is kept aside.
+ * What this process has stored itself it knows without the segment's note:
+ * a child that spoils that would have a file put aside every second.
  */
 static void store_spare_foreign(store_t *st, ap_slotmem_instance_t *s)
 {
     apr_uint64_t stored;
     struct stat info;
 
-    if (lstat(s->store, &info) == 0 && note_has(s, &info, &stored) == 0
+    if (lstat(s->store, &info) == 0 && s->mark != file_mark(&info)
+        && note_has(s, &info, &stored) == 0
         && file_is_good(s, s->store, st->pool)) {
         store_put_aside(s, "it was put there while the server ran",
                         "the state of the running server takes its place", 0,
@@ -2719,6 +2724,7 @@ static int inherit_memory(ap_slotmem_instance_t *s,
         return 0;
     }
     s->origin = origin;
+    s->mark = old->mark;
     ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
                  "slotmem_shm: %s goes on with the %s: %u of %u slots in use",
                  s->name,
@@ -3590,9 +3596,9 @@ static void log_create_failed(apr_status_t rv, const ap_slotmem_instance_t *s,
                               const char *then)
 {
     ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,
-                 APLOGNO(02611) "create: shared memory %s of %" APR_SIZE_T_FMT
-                                " bytes cannot be had%s%s",
-                 s->key ? s->key : "without a name", s->layout.total, then,
+                 APLOGNO(02611) "create: apr_shm_create(%s) of %" APR_SIZE_T_FMT
+                                " bytes failed%s%s",
+                 s->key ? s->key : "", s->layout.total, then,
                  !s->key                    ? ""
                  : APR_STATUS_IS_EEXIST(rv) ? platform_shm_where()
                                             : platform_shm_advice(rv));
@@ -4654,7 +4660,9 @@ static void status_log(apr_pool_t *p)
         kept = apr_psprintf(p, "%d of them kept in files: %s", t.stored,
                             origins_text(p, &t));
     }
-    ap_log_error(APLOG_MARK, t.from[ORIGIN_MEMORY] ? APLOG_NOTICE : APLOG_INFO,
+    ap_log_error(APLOG_MARK,
+                 t.from[ORIGIN_MEMORY] && runtime_may_write() ? APLOG_NOTICE
+                                                              : APLOG_INFO,
                  0, ap_server_conf, "slotmem_shm: %d segment%s, %s", t.segments,
                  t.segments == 1 ? "" : "s", kept);
 }

@@ -40,8 +40,8 @@
  *               |             |             | the sequence |      |      |
  *
  *   W   A writer swaps "not held" for "held" with one compare-and-swap,
- *       notes in `writing` what it is about to change, copies, clears
- *       `writing`, and stores the old sequence plus one.
+ *       notes in `writing` what it is about to change, copies, notes in
+ *       `writing` that it is done, and stores the old sequence plus one.
  *   R   A reader notes the word, copies, and looks at the word again.  It
  *       writes nothing, and starts over when the word was held or has moved.
  *
@@ -65,9 +65,11 @@
  *     was judged dead.  So there is one mender; another, slow after its
  *     judgement, changes nothing.
  *   - `writing` says which slots may have been left half written, and how
- *     far: a write always begins at the start of its first slot.  Cleared:
- *     none, for the owner clears it after its last byte; and it was set
- *     before the first, since it precedes [2].  The slots get their bit in
+ *     far: a write always begins at the start of its first slot.  Done: none,
+ *     for the owner says so after its last byte; and it was set before the
+ *     first, since it precedes [2].  (What a compiler moves, a death may find
+ *     in that order: the orders of these two stores are for it, too.)  The
+ *     slots get their bit in
  *     the torn words: half of one write and half of another is nothing to
  *     hand out, so reads answer SLOTMEM_LOCKS_TORN until somebody writes at
  *     least as far as the torn write may have got, which `reach` keeps.  (For
@@ -77,8 +79,13 @@
  *     bits are in the dead writer's registers; the clock takes their place:
  *     it is monotonic, and no segment outlives the boot that it counts from).
  * A mender that dies leaves the lock as its own, and `writing` as it was: the
- * next one does the same again.  (Hence it does not clear `writing`, which
- * marks nothing that is not torn until the next owner sets it.)
+ * next one does the same again.  (Hence it does not change `writing`, which
+ * marks nothing that is not torn until the next owner sets it.)  An owner that
+ * dies while it heals a stripe may leave the word's torn bit without a torn
+ * slot: that costs a reader one look.
+ *
+ * What a dead process did, its mender sees: that it is gone is told by the
+ * kernel, after all that it did.  So the mender's own loads need no order.
  *
  * The owner lives and does not move on: SLOTMEM_LOCKS_TIMEUP.  A reader that
  * loses against a stream of writers takes the lock as a writer would, after
@@ -141,8 +148,9 @@ typedef struct slotmem_locks slotmem_locks_t;
 typedef struct {
     /** This process; set anew after every fork. */
     const slotmem_process_t *self;
-    /** 0 when that process is gone.  The numbers come from shared memory and
-     *  may be any; asking must do nothing to the process. */
+    /** 0 when that process is gone, and what it did is visible (as it is
+     *  when the kernel says so).  The numbers come from shared memory and may
+     *  be any; asking must do nothing to the process. */
     int (*lives)(slotmem_process_t process);
     /** Microseconds, monotonic, not 0, the same in every process. */
     uint64_t (*now)(void);
@@ -157,7 +165,7 @@ typedef struct {
 /* One stripe of slots. */
 typedef struct {
     slotmem_word_t word;
-    slotmem_word_t writing; /* first slot << 32 | bytes, cut to 32 bits */
+    slotmem_word_t writing; /* see slotmem_writing */
 } slotmem_lock_t;
 
 /** The locks of a segment as one process sees them.  Private memory. */
@@ -452,11 +460,18 @@ static inline slotmem_process_t slotmem_lock_owner(uint64_t word)
     return owner;
 }
 
-/* `len` bytes from the start of slot `first` on; 4 GiB and more count as all
- * that there is. */
+/* first << 32 | len: `len` bytes from the start of slot `first` on; 4 GiB and
+ * more count as all that there is.  0: nothing, or nothing yet. */
 static inline uint64_t slotmem_writing(unsigned int first, size_t len)
 {
     return ((uint64_t)first << 32) | (len < UINT32_MAX ? len : UINT32_MAX);
+}
+
+/* Nothing any more, by who took the lock at a word of this sequence: no bytes,
+ * and a number that the holders before and after do not leave. */
+static inline uint64_t slotmem_writing_done(uint64_t word)
+{
+    return ((word & SLOTMEM_LOCK_LOW_MASK) | 1) << 32;
 }
 
 /*
@@ -522,16 +537,15 @@ static inline void slotmem_lock_mend(slotmem_locks_t *k, unsigned int stripe,
     uint64_t found = word, freed;
     unsigned int torn;
 
-    /* Acquire, pairs with the release of the word by [7] or by a former
-     * mender: the torn bits and the reach are theirs. */
+    /* Both relaxed: env->lives() said that the owner is gone, and what it
+     * did, or had seen of former holders, is visible since. */
     if (!atomic_compare_exchange_strong_explicit(
             &lock->word, &found, slotmem_lock_mine(k, word),
-            memory_order_acquire, memory_order_relaxed)) {
+            memory_order_relaxed, memory_order_relaxed)) {
         return;
     }
-    /* Acquire, pairs with the release in slotmem_lock_free. */
     torn = slotmem_writing_torn(
-        k, stripe, atomic_load_explicit(&lock->writing, memory_order_acquire));
+        k, stripe, atomic_load_explicit(&lock->writing, memory_order_relaxed));
 
     freed = (k->env->now() << SLOTMEM_LOCK_LOW_BITS)
             | ((word + SLOTMEM_LOCK_STEP) & SLOTMEM_LOCK_LOW_MASK)
@@ -629,9 +643,10 @@ static inline void slotmem_lock_free(slotmem_locks_t *k, unsigned int stripe,
 {
     slotmem_lock_t *lock = &k->lock[stripe];
 
-    /* Release, pairs with the acquire in slotmem_lock_mend: a mender that
-     * reads 0 knows that the bytes are whole. */
-    atomic_store_explicit(&lock->writing, 0, memory_order_release);
+    /* Release: after the bytes, for slotmem_snapshot_as_is, whose acquire it
+     * pairs with, and for whoever finds this process dead. */
+    atomic_store_explicit(&lock->writing, slotmem_writing_done(was),
+                          memory_order_release);
     /* [7], pairs with [8] in slotmem_read_once and with [1]. */
     atomic_store_explicit(&lock->word, was + SLOTMEM_LOCK_STEP,
                           memory_order_release);
@@ -903,29 +918,41 @@ slotmem_locks_read(slotmem_locks_t *k, unsigned int id, void *to, size_t len)
  * Slot `id` as it stands, though its lock is held or it is torn.  Returns how
  * far the copy may be half of one write and half of another.
  *
- * A copy that saw one byte of the holder's write sees its `writing`, too,
- * which it stored before the fence [2]; so while the held word stays the same,
- * `writing` read after the fence [5] covers whatever may be half copied.
+ * While the held word stays the same, one holder goes from "nothing yet" over
+ * what it writes to "done".  Done before the copy: the copy is whole.  A copy
+ * that saw one byte of its write sees its `writing` afterwards, which was
+ * stored before the fence [2]; so nothing yet afterwards: the copy is whole.
+ * If the holder began and ended meanwhile, nobody can tell how far.
  */
 static inline size_t slotmem_snapshot_as_is(const slotmem_locks_t *k,
                                             unsigned int id, void *to)
 {
     const unsigned int stripe = slotmem_locks_stripe(id);
     const slotmem_lock_t *lock = &k->lock[stripe];
-    /* Acquire, as [8]: the torn bits are those that came with the word. */
+    /* Acquire, as [8]: bytes and torn bits are those that came with it. */
     const uint64_t word =
         atomic_load_explicit(&lock->word, memory_order_acquire);
-    uint64_t writing;
-    size_t half, torn = 0;
+    /* Acquire, pairs with the release in slotmem_lock_free: done means that
+     * the bytes are there. */
+    const uint64_t before =
+        atomic_load_explicit(&lock->writing, memory_order_acquire);
+    const uint64_t done = slotmem_writing_done(word);
+    uint64_t after;
+    size_t half = 0, torn = 0;
 
     slotmem_copy_out(to, slotmem_locks_slot(k, id), k->item_size);
     /* Both relaxed: after the bytes by [5]. */
-    writing = atomic_load_explicit(&lock->writing, memory_order_relaxed);
+    after = atomic_load_explicit(&lock->writing, memory_order_relaxed);
     if (atomic_load_explicit(&lock->word, memory_order_relaxed) != word) {
         return k->item_size;
     }
-    half =
-        word & SLOTMEM_LOCK_HELD ? slotmem_writing_covers(k, writing, id) : 0;
+    if ((word & SLOTMEM_LOCK_HELD) && before != done) {
+        half = slotmem_writing_covers(k, before, id);
+        if (half == 0) {
+            half = after == done ? k->item_size
+                                 : slotmem_writing_covers(k, after, id);
+        }
+    }
     if ((word & SLOTMEM_LOCK_TORN) && slotmem_torn_get(k, id)) {
         torn = slotmem_torn_reach(k, stripe);
     }
@@ -982,13 +1009,14 @@ static inline size_t slotmem_locks_torn(const slotmem_locks_t *k,
 {
     const unsigned int stripe = slotmem_locks_stripe(id);
     const slotmem_lock_t *lock = &k->lock[stripe];
+    /* Both relaxed: nobody writes any more. */
     const uint64_t word =
-        atomic_load_explicit(&lock->word, memory_order_acquire);
+        atomic_load_explicit(&lock->word, memory_order_relaxed);
     size_t half = 0, torn = 0;
 
     if (word & SLOTMEM_LOCK_HELD) {
         half = slotmem_writing_covers(
-            k, atomic_load_explicit(&lock->writing, memory_order_acquire), id);
+            k, atomic_load_explicit(&lock->writing, memory_order_relaxed), id);
     }
     if ((word & SLOTMEM_LOCK_TORN) && slotmem_torn_get(k, id)) {
         torn = slotmem_torn_reach(k, stripe);

@@ -82,8 +82,10 @@
 
 #define SLOTMEM_TABLE_LEVELS 6u      /* 64 to 1: 2^32 slots need no more */
 #define SLOTMEM_TABLE_TURNS  100000u /* of grab, see there               */
-#define SLOTMEM_BACKOFF_MIN  16u     /* pauses                           */
-#define SLOTMEM_BACKOFF_MAX  256u
+#ifndef SLOTMEM_BACKOFF_MIN
+#define SLOTMEM_BACKOFF_MIN 16u /* pauses */
+#define SLOTMEM_BACKOFF_MAX 256u
+#endif
 
 /** A table as one process sees it.  Private memory; what `level` points to is
  *  shared. */
@@ -269,8 +271,10 @@ static inline int slotmem_table_mend(slotmem_table_t *t, size_t *leaf)
     }
     *leaf = w;
     for (k = 1; k < t->levels; k++, w /= SLOTMEM_WORD_BITS) {
+        /* Release, pairs with [1] one level up: who sets that hint after this
+         * has cleared it sees the word below as this has left it. */
         atomic_fetch_and_explicit(&t->level[k][w / SLOTMEM_WORD_BITS],
-                                  ~slotmem_bit(w), memory_order_seq_cst);
+                                  ~slotmem_bit(w), memory_order_release);
     }
     return 1;
 }

@@ -23,8 +23,8 @@
  * behind it, hence the assertions.  Nothing of httpd, nothing of APR.
  *
  * Under a checker of the memory model (SLOTMEM_RELACY: test/relacy) the same
- * code runs on words that the checker provides; SLOTMEM_WORD_BITS may then be
- * less than 64, so that a table of few slots has two levels.
+ * code runs on words that the checker provides, and what is below #ifndef may
+ * be less, so that a table of few slots has two levels.
  */
 #ifndef SLOTMEM_WORD_H
 #define SLOTMEM_WORD_H
@@ -53,7 +53,9 @@ static_assert(sizeof(slotmem_word_t) == 8, "a shared word is 8 bytes");
 #define SLOTMEM_WORD_FULL (UINT64_MAX >> (64u - SLOTMEM_WORD_BITS))
 
 /* Each part of a segment begins at a multiple of this many bytes. */
+#ifndef SLOTMEM_PART_ALIGN
 #define SLOTMEM_PART_ALIGN 64u
+#endif
 
 /** Where the next part may begin, after `end` bytes. */
 static inline size_t slotmem_part_end(size_t end)

@@ -43,7 +43,7 @@ case $1 in
     demo) wanted=$demo ;;
     check) wanted="$demo python3-pytest python3-pytest-xdist procps strace
                    clang clang-format clang-tidy libclang-rt-dev cppcheck
-                   valgrind libcmocka-dev libxml2-utils spin tidy" ;;
+                   valgrind libcmocka-dev libxml2-utils relacy-dev spin tidy" ;;
     bench) wanted="$demo valgrind wrk" ;;
     screenshot) wanted="$demo chromium fonts-dejavu-core" ;;
     manual) wanted=libxml2-utils ;;

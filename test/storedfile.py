@@ -50,12 +50,29 @@ def image(size, num, type, slots=None, used=(), free=None):
             + harness.file_descriptor().pack(size, num, flags(type)))
 
 
+def split_trailer(raw):
+    """The image, which is what the stock module knows, and the kinds of its
+    slots if they follow it, else None.  ValueError if those are not whole."""
+    if raw[-8:] != b"slotkind":
+        return raw, None
+    length = struct.unpack("=Q", raw[-16:-8])[0]
+    if not 48 <= length <= len(raw) - 40:
+        raise ValueError(f"a trailer of {length} bytes")
+    whole, kinds = raw[:-length], raw[-length:-48]
+    if raw[-48:-32] != whole[-32:-16]:
+        raise ValueError("the trailer is that of another image")
+    if hashlib.md5(kinds + raw[-48:-32]).digest() != raw[-32:-16]:
+        raise ValueError("the trailer's MD5 is wrong")
+    return whole, kinds
+
+
 class Stored:
     """A stored file taken apart; raises ValueError if it is not whole."""
 
     def __init__(self, path):
         with open(path, "rb") as file:
-            self.raw = raw = file.read()
+            self.raw, self.kinds = split_trailer(file.read())
+        raw = self.raw
         if len(raw) < 40:
             raise ValueError(f"{path}: {len(raw)} bytes")
         self.size, self.num, self.type = harness.file_descriptor().unpack(
@@ -63,6 +80,8 @@ class Stored:
         if len(raw) != 40 + self.num * (self.size + 1):
             raise ValueError(f"{path}: {len(raw)} bytes do not hold "
                              f"{self.num} slots of {self.size}")
+        if self.kinds is not None and len(self.kinds) != self.num:
+            raise ValueError(f"{path}: {len(self.kinds)} kinds")
         if hashlib.md5(raw[:-32]).digest() != raw[-32:-16]:
             raise ValueError(f"{path}: the MD5 is wrong")
         end = 8 + self.size * self.num

@@ -237,8 +237,8 @@ def test_create_is_content_with_a_larger_segment(child, segment, size, num):
 
 
 @pytest.mark.only_ours("the stock module looks only at what it restored")
-@pytest.mark.parametrize("size, num", [(64, 11), (65, 10), (65, 9), (1, 11)])
-def test_create_refuses_a_smaller_segment(child, server, segment, size, num):
+@pytest.mark.parametrize("size, num", [(65, 10), (65, 9), (65, 11)])
+def test_create_refuses_smaller_slots(child, server, segment, size, num):
     """A caller that got less than it asked for would write past the end."""
     name = segment(64, 10)
     with server.announced(SLOTMEM_LINE, required=False):
@@ -413,15 +413,32 @@ def test_two_children_creating_one_name_get_one_segment(server):
         assert other.grab(name).id == 1
 
 
+@pytest.mark.only_ours("the stock module says nothing")
+@pytest.mark.parametrize("size, num", [(64, 11), (1, 11)])
+def test_create_hands_out_fewer_slots_with_one_warning(child, server, segment,
+                                                       size, num):
+    """Two balancers whose names differ in a dash alone make one segment, and
+    a configuration that ran must not stop running; every call is bounded."""
+    name = segment(64, 10)
+    with server.announced(rf"slotmem_shm: {name} was made with 10 slots of 64 "
+                          rf"bytes, and is asked for again with {num} of "):
+        answer = child.create(name, size, num, PREGRAB, h="larger")
+    assert answer.rv == "APR_SUCCESS"
+    assert child.create(name, size, num, PREGRAB, h="again").ok, "and no more"
+    assert child.info("larger").num_slots == 10
+    assert child.get("larger", 10, 1).rv == "APR_EINVAL"
+
+
 @pytest.mark.only_ours("as above")
-def test_second_child_may_not_ask_for_more_than_the_first_created(server):
+def test_second_child_that_asks_for_more_slots_shares_the_fewer(server):
     one, other = map(server.slotmem, server.children())
     name = f"grown-{next(_numbers)}"
-    assert one.create(name, 64, 4).ok
-    with server.announced(SLOTMEM_LINE, required=False):
-        answer = other.create(name, 64, 5)
-    assert answer.rv == "APR_EINVAL"
-    assert answer.instance == 0
+    assert one.create(name, 64, 4, "pregrab").ok
+    with server.announced(f"slotmem_shm: {name} was made with 4 slots"):
+        answer = other.create(name, 64, 5, "pregrab")
+    assert answer.rv == "APR_SUCCESS"
+    assert one.grab(name).id == 0
+    assert other.grab(name).id == 1
 
 
 @pytest.mark.only_ours("the stock module unlinks it when its maker ends")
@@ -1136,7 +1153,10 @@ def test_stored_file_byte_for_byte(httpd, target, name, type, in_use):
     fill(server.slotmem())
     server.stop()
     stored = Stored(server.persist_path(name), 200, 50)
-    assert len(stored.raw) == stored.length_expected == 10090
+    assert stored.length_expected == 10090
+    # Behind what httpd's own module writes stands whose the slots were.
+    trailer = 50 + 48 if name == "cleared" and target[0] == "ours" else 0
+    assert len(stored.raw) == stored.length_expected + trailer
     assert stored.free == 50 - len(in_use)
     assert [i for i, used in enumerate(stored.in_use) if used == 1] == in_use
     assert set(stored.in_use) <= {0, 1}

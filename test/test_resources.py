@@ -18,6 +18,7 @@ Each case either works or ends in a message that says what to do.  Never a
 signal, never a server that does not start for want of a name.
 """
 
+import mmap
 import os
 import re
 import shutil
@@ -166,13 +167,19 @@ def test_relative_name_that_is_taken_is_taken_back(httpd, uid):
 @sharedmem.only_posix("test_sysv.py has the System V kind of it")
 @pytest.mark.parametrize("uid", [0, 65534])
 def test_absolute_name_that_is_taken_is_left_alone(httpd, uid):
+    """Another user has made the object, or a process that lives has it
+    mapped."""
     server = httpd("", mpm=MPM, start=False)
     name = server.root + "/taken"
     server.conf = f"SlotmemTestCreate {name} 1024 10 persist+pregrab seg\n"
     path = sharedmem.of_key(name)
     plant(path, uid)
     try:
-        server.expect_log(NO_NAME.replace("The segment", ".*The segment"))
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if uid:
+            mapped.close()
+        server.expect_log(NO_NAME)
         server.start()
         slot, data = use(server)
         server.graceful()
@@ -182,7 +189,25 @@ def test_absolute_name_that_is_taken_is_left_alone(httpd, uid):
             assert file.read() == b"\xff" * 8192
         assert os.stat(path).st_uid == uid
     finally:
+        mapped.close()
         os.unlink(path)
+
+
+@sharedmem.only_posix("test_sysv.py has the System V kind of it")
+def test_absolute_name_of_something_left_over_is_taken_back(httpd):
+    """Ours, and nobody who lives has it mapped: a killed server left it."""
+    server = httpd("", mpm=MPM, start=False)
+    name = server.root + "/taken"
+    server.conf = f"SlotmemTestCreate {name} 1024 10 persist+pregrab seg\n"
+    path = sharedmem.of_key(name)
+    plant(path, os.geteuid())
+    server.start()
+    slot, data = use(server)
+    server.kill_all()
+    server.start()
+    assert holds(server, slot, data), "its memory had no name"
+    server.stop()
+    assert not os.path.exists(path)
 
 
 @sharedmem.only_posix("test_sysv.py has the System V kind of it")
@@ -192,7 +217,7 @@ def test_child_does_not_take_a_planted_object_for_its_sibling_s(httpd):
     path = server.shm_path("late")
     plant(path, 65534)
     try:
-        server.expect_log("AH02611: .*the name not in use")
+        server.expect_log("AH02611: .*late_0.shm .*cannot be had")
         server.expect_log("AH02300: create late: 64/10 failed")
         sm = server.slotmem(server.children()[0])
         assert not sm.attach("late").ok
@@ -332,10 +357,9 @@ def test_names_with_slashes_stay_segments_of_their_own(httpd):
              "<script>alert(1)</script>"]
     server = httpd(odd_conf(names), mpm=MPM, start=False)
     os.makedirs(os.path.join(server.run_dir, "slotmem-shm-there"))
-    server.expect_log("AH02334: .*cannot store nowhere/seg: creating .* "
-                      "failed; .*Check that the directory exists")
-    server.allow_log("AH02334: .*cannot store (a//b|x/../y|<script>.*): "
-                     "creating ")
+    server.expect_log(r"AH02334: .*cannot store \S*-nowhere/seg\S*: creating "
+                      ".* failed .*Check that the directory exists")
+    server.allow_log(r"AH02334: .*cannot store \S+: creating .* failed")
     server.allow_nameless()
     server.start()
     sm = server.slotmem(server.children()[0])
@@ -343,8 +367,20 @@ def test_names_with_slashes_stay_segments_of_their_own(httpd):
         assert sm.grab(f"odd{i}").ok
         assert sm.put(f"odd{i}", 0, name.encode()).ok
     server.graceful()
-    assert holds(server, 0, b"there/seg", "odd0")
-    assert server.slotmem().info("odd1").num_slots == 4
+    for i, name in enumerate(names):
+        assert holds(server, 0, name.encode(), f"odd{i}"), name
+
+    # What is not stored stays in memory, over a stop too, until it can be.
+    server.stop()
+    server.start()
+    for i, name in enumerate(names):
+        assert holds(server, 0, name.encode(), f"odd{i}"), name
+        os.makedirs(os.path.dirname(server.persist_path(name)), exist_ok=True)
+    server.stop()
+    server.start()
+    for i, name in enumerate(names):
+        assert holds(server, 0, name.encode(), f"odd{i}"), name
+        assert os.path.exists(server.persist_path(name)), name
 
 
 LENGTHS = [1, 100, 200, 214, 223, 224, 230, 243, 244, 250, 255, 256, 300, 1000,
@@ -354,8 +390,8 @@ LENGTHS = [1, 100, 200, 214, 223, 224, 230, 243, 244, 250, 255, 256, 300, 1000,
 
 def test_names_of_any_length_start(httpd):
     """A name that makes no path on this system costs what needs a path: the
-    stored file, or to outlive a kill.  It does not cost the start, and the
-    log says it once, not with every store."""
+    stored file, or to outlive a kill.  It does not cost the start, nor what
+    it holds over a restart, and the log says it once, not with every store."""
     names = ["n" * length for length in LENGTHS]
     server = httpd(odd_conf(names), mpm=MPM, start=False, loglevel="info")
     server.expect_log("name of 244 characters, .n{60}.*, makes a path longer "
@@ -368,17 +404,19 @@ def test_names_of_any_length_start(httpd):
     for i in range(len(names)):
         assert sm.grab(f"odd{i}").ok
         assert sm.put(f"odd{i}", 0, b"%d" % LENGTHS[i]).ok
+
+    def kept():
+        return [length for i, length in enumerate(LENGTHS)
+                if holds(server, 0, b"%d" % length, f"odd{i}")]
+
     server.graceful()
-    kept = [length for i, length in enumerate(LENGTHS)
-            if holds(server, 0, b"%d" % length, f"odd{i}")]
+    assert kept() == LENGTHS
     # "slotmem-shm-" and ".shm.persist" leave this much of 255 bytes.
-    assert kept == [length for length in LENGTHS if length <= 255 - 24]
-    server.kill_all()
-    server.start()
-    for i, length in enumerate(LENGTHS):
-        assert server.slotmem().info(f"odd{i}").num_slots == 4
-        if length in kept:
-            assert holds(server, 0, b"%d" % length, f"odd{i}")
+    stored = [length for length in LENGTHS if length <= 255 - 24]
+    for end in server.kill_all, server.stop:
+        end()
+        server.start()
+        assert kept() == stored
 
 
 def test_child_may_ask_for_a_name_of_any_length(httpd):
@@ -400,7 +438,8 @@ def test_child_may_ask_for_a_name_of_any_length(httpd):
 # ---------------------------------------------------------------------------
 
 def test_two_servers_in_one_runtime_directory(httpd):
-    """The second says so and keeps its hands off; both work."""
+    """The second says so, begins with what the first has, and keeps its hands
+    off; both work."""
     first = httpd(SEG, mpm=MPM)
     slot, data = use(first)
     first.graceful()
@@ -409,12 +448,15 @@ def test_two_servers_in_one_runtime_directory(httpd):
     second = httpd(SEG, mpm=MPM, start=False)
     second.run_dir = first.run_dir
     second.expect_log("another httpd .process "
-                      rf"{first.pid}. uses this runtime directory .*Give each "
+                      rf"{first.pid}. uses this runtime directory .*give each "
                       "server a DefaultRuntimeDir of its own")
     second.start()
-    other, _ = use(second)
-    assert other == 0                       # it did not get what is first's
+    assert holds(second, slot, data)
+    other, more = use(second)
+    assert other == slot + 1                # and does not share its memory
+    assert first.slotmem().in_use("seg") == [slot]
     second.graceful()
+    assert holds(second, other, more)
     second.stop()
     assert open(first.persist_path("seg"), "rb").read() == stored
     assert holds(first, slot, data)
@@ -459,7 +501,8 @@ def test_runtime_directory_that_cannot_be_written(httpd):
     server.conf = "Mutex posixsem\n" + server.conf
     server.expect_log(r"cannot use \S+/slotmem-shm.run; .*Check owner and "
                       "permissions of the runtime directory")
-    server.expect_log("AH02334: .*cannot store seg: creating .* failed")
+    server.expect_log(r"AH02334: .*cannot store \S+-seg.shm.persist: creating "
+                      ".* failed")
     server.allow_nameless()
     server.start()
     use(server)

@@ -131,7 +131,11 @@ def test_same_content_makes_the_same_bytes_as_the_stock_module(
             use_shapes(server, turn)
             getattr(server, step)()
         mine, theirs = stored_shapes(ours), stored_shapes(stock)
-        assert [n for n in mine if mine[n] != theirs[n]] == [], step
+        # Behind an image that CLEARINUSE clears, ours notes whose the slots
+        # were; the stock module reads no further than its own.
+        assert [n for n in mine
+                if mine[n][:len(theirs[n])] != theirs[n]
+                or len(mine[n]) > len(theirs[n]) and "clear" not in n] == [], step
         for name, *_ in SHAPES:
             Stored(ours.persist_path(name))
 
@@ -207,6 +211,8 @@ def test_same_content_under_a_wrong_digest_is_written(httpd):
     server.graceful()
     path = server.persist_path("seg")
     good = storedfile.read(path)
+    # With another descriptor it is a whole image, of something else.
+    server.allow_log("AH02551.*it was put there while the server ran")
     for spot in -20, -1:                      # in the digest, the descriptor
         bad = bytearray(good)
         bad[spot] ^= 1
@@ -236,6 +242,14 @@ def test_file_that_others_may_read_is_replaced(httpd):
 # What stands in the way
 # ---------------------------------------------------------------------------
 
+def link(target, path):
+    try:
+        os.symlink(target, path)
+    except FileExistsError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("suffix", ["", ".new", ".checkpoint"])
 def test_symbolic_link_is_replaced_and_not_followed(httpd, suffix):
     """Else whoever may write the directory chooses what root overwrites."""
@@ -243,7 +257,11 @@ def test_symbolic_link_is_replaced_and_not_followed(httpd, suffix):
     victim = os.path.join(server.root, "victim")
     storedfile.write(victim, b"precious")
     path = server.persist_path("seg")
-    os.symlink(victim, path + suffix)
+    if not suffix:
+        harness.wait_for(lambda: os.path.exists(path), "the first store")
+        os.unlink(path)
+    harness.wait_for(lambda: link(victim, path + suffix),
+                     "the helper to have its new file out of the way")
     write_seg(server, b"state")
     server.graceful()
     assert seg_text(server) == b"state"
@@ -267,13 +285,18 @@ def test_leftover_of_a_store_that_was_killed_is_no_obstacle(httpd):
 def test_directory_in_the_way_is_logged_and_stops_nothing(httpd, suffix):
     server = httpd(ONE)
     path = server.persist_path("seg")
+    harness.wait_for(lambda: os.path.exists(path), "the first store")
+    os.unlink(path)
     os.mkdir(path + suffix)
     storedfile.write(os.path.join(path + suffix, "file"), b"kept")
     server.expect_log(CANNOT_STORE)
     write_seg(server, b"state")
     server.stop()
     assert storedfile.read(os.path.join(path + suffix, "file")) == b"kept"
-    assert len(files(server)) == 1, "its new file was left behind"
+    assert [name for name in files(server)
+            if name not in (os.path.basename(path),
+                            os.path.basename(path + suffix),
+                            "slotmem-shm.run")] == []
     server.allow_log("AH02551")
     server.start()
     server.stop()
@@ -284,13 +307,12 @@ def test_no_directory_is_logged_and_stops_nothing(httpd):
     server = httpd("SlotmemTestCreate ${ROOT}/away/seg 64 10 persist+pregrab"
                    " seg", start=False)
     server.allow_nameless()
+    server.expect_log("No such file or directory: " + CANNOT_STORE)
     server.start()
     write_seg(server, b"state")
-    with server.announced("No such file or directory: " + CANNOT_STORE):
-        server.graceful()
-    assert seg_text(server) == b""
+    server.graceful()
+    assert seg_text(server) == b"state", "in memory"
     os.mkdir(os.path.join(server.root, "away"))
-    write_seg(server, b"state")
     server.graceful()
     assert seg_text(server) == b"state"
     server.stop()
@@ -301,8 +323,9 @@ def test_runtime_directory_that_is_gone_does_not_hold_up_the_stop(httpd):
     server = httpd("PidFile ${ROOT}/logs/httpd.pid\n" + ONE)
     write_seg(server, b"state")
     os.rename(server.run_dir, server.run_dir + ".gone")
-    with server.announced("No such file or directory: " + CANNOT_STORE):
-        server.stop()
+    server.expect_log("No such file or directory: " + CANNOT_STORE)
+    server.allow_log("slotmem_shm: cannot use")
+    server.stop()
 
 
 READ_ONLY = ["unshare", "-m", "sh", "-c",
@@ -330,7 +353,7 @@ def test_read_only_directory_is_logged_and_the_old_file_stays(httpd):
     assert seg_text(server) == b"old"
     write_seg(server, b"new")
     server.graceful()
-    assert seg_text(server) == b"old", "what the file held"
+    assert seg_text(server) == b"new", "in memory"
     server.stop()
     assert storedfile.read(server.persist_path("seg")) == good
     assert files(server) == ["slotmem-shm-seg.shm.persist"]
@@ -372,11 +395,11 @@ def test_full_disk_is_logged_and_the_old_files_stay(httpd):
         fill_disk(disk)
         for name in names:
             write_seg(server, b"new", name)
-        with server.announced("No space left on device: " + CANNOT_STORE):
-            server.graceful()
+        server.expect_log("No space left on device: " + CANNOT_STORE)
+        server.graceful()
         assert old == {n: storedfile.read(f"{disk}/{n}.persist")
                        for n in names}
-        assert all(seg_text(server, n) == b"old" for n in names)
+        assert all(seg_text(server, n) == b"new" for n in names)
         key_files = [] if sharedmem.kind() == "posix" else names
         assert sorted(set(os.listdir(disk)) - set(key_files)) == sorted(
             [f"{n}.persist" for n in names] + ["filler"])

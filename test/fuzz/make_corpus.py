@@ -29,14 +29,15 @@ import storedfile     # noqa: E402  (the path above finds it)
 # As in fuzz_restore.c.
 GEOMETRIES = [(4, 3), (1, 1), (0, 5), (64, 0), (200, 10), (1, 130), (7, 65),
               (16, 64), (3, 420), (700, 2), (256, 1), (255, 3)]
-RAW, RECIPE = 0, 1
+RAW, RECIPE, CLEARED, SHORTER = 0, 1, 2, 4
 TYPE = "persist+pregrab"
 
 
-def recipe(num, slots, table, cut=0, added=b"", added_len=0, changes=()):
+def recipe(num, slots, table, cut=0, added=b"", added_len=0, changes=(),
+           trailer=b"\0"):
     parts = [num.to_bytes(2, "big"), bytes([len(slots)]), slots,
-             bytes([len(table)]), table, bytes([cut]), bytes([added_len]),
-             bytes([len(added)]), added]
+             bytes([len(table)]), table, trailer, bytes([cut]),
+             bytes([added_len]), bytes([len(added)]), added]
     parts += [off.to_bytes(3, "big") + bytes([value])
               for off, value in changes]
     return b"".join(parts)
@@ -58,6 +59,8 @@ def raw_files(size, num):
     yield "shrunk-empty", storedfile.image(size, num + 3, TYPE)
     yield "other-size", storedfile.image(size + 1, num, TYPE)
     yield "other-type", storedfile.image(size, num, "persist")
+    yield "no-descriptor", good[:-16]
+    yield "bare", good[:-32]
     yield "empty", b""
     yield "descriptor", good[-16:]
 
@@ -67,6 +70,8 @@ def recipes(num):
                         ("more", num + 1), ("many-more", num + 70)):
         yield what, recipe(count, b"\1\2\3", b"\1\0")
         yield what + "-zero", recipe(count, b"", b"")
+        yield what + "-trailer", recipe(count, b"\1\0\3", b"\1\0",
+                                        trailer=b"\1\3\1\2\0")
         yield what + "-cut", recipe(count, b"\1", b"\1", cut=1)
         yield what + "-added", recipe(count, b"\1", b"\0", added=b"x",
                                       added_len=40)
@@ -78,10 +83,12 @@ def main(folder):
     for index, (size, num) in enumerate(GEOMETRIES):
         inputs = [("recipe-" + what, bytes([index, RECIPE]) + data)
                   for what, data in recipes(num)]
+        inputs += [("cleared-" + what, bytes([index, RECIPE | CLEARED]) + data)
+                   for what, data in recipes(num)]
         if size * num < 2500:
             inputs += [("raw-" + what, bytes([index, RAW]) + data)
                        for what, data in raw_files(size, num)]
-        inputs.append(("shorter", bytes([index, RECIPE | 2])
+        inputs.append(("shorter", bytes([index, RECIPE | SHORTER])
                        + recipe(num, b"\1", b"\1")))
         for what, data in inputs:
             storedfile.write(os.path.join(folder, f"{size}x{num}-{what}"),

@@ -37,6 +37,9 @@ mkdir -p small-chunks
 sed 's/^#define SINK_SIZE .*/#define SINK_SIZE 256u/' \
     "$top/mod_slotmem_shm.c" > small-chunks/mod_slotmem_shm.c
 grep -q '^#define SINK_SIZE 256u' small-chunks/mod_slotmem_shm.c
+sed 's/^#define SLOTMEM_IMAGE_CHUNK .*/#define SLOTMEM_IMAGE_CHUNK 256u/' \
+    "$top/include/slotmem_image.h" > small-chunks/slotmem_image.h
+grep -q '^#define SLOTMEM_IMAGE_CHUNK 256u' small-chunks/slotmem_image.h
 # shellcheck disable=SC2046  # the tools answer with words
 $clang -std=gnu11 -g -O1 -Wall -Wextra -Wno-unused-function -D_GNU_SOURCE \
     -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \

@@ -24,6 +24,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 
+unixd_config_rec ap_unixd_config;
 server_rec *ap_server_conf;
 apr_pool_t *ap_pglobal;
 ap_listen_rec *ap_listeners;
@@ -109,6 +110,7 @@ STANDIN_HOOK(pre_config, ap_HOOK_pre_config_t)
 STANDIN_HOOK(post_config, ap_HOOK_post_config_t)
 STANDIN_HOOK(pre_mpm, ap_HOOK_pre_mpm_t)
 STANDIN_HOOK(child_init, ap_HOOK_child_init_t)
+STANDIN_HOOK(child_status, ap_HOOK_child_status_t)
 STANDIN_HOOK(monitor, ap_HOOK_monitor_t)
 
 int ap_rwrite(const void *buf, int nbyte, request_rec *r)

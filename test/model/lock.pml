@@ -15,7 +15,7 @@
  */
 
 /*
- * The slot locks of mod_slotmem_shm.c, step by step: each inline bears the
+ * The slot locks of include/slotmem_locks.h, step by step: each inline bears the
  * name of the C function that it repeats, and each STEP is one access to
  * shared memory.  One stripe; its slots have two bytes each, written and read
  * one at a time.  A process may die between any two steps, or stop for ever.

@@ -16,7 +16,7 @@
 
 /*
  * A put or get that runs over several slots (span_write and span_read of
- * mod_slotmem_shm.c), beside puts of single slots.  Two stripes of one slot
+ * include/slotmem_locks.h), beside puts of single slots.  Two stripes of one slot
  * each, a byte a slot; lock.pml has the steps of one lock in full, so here a
  * lock's word has no sequence, and nobody reads without it.
  *

@@ -15,7 +15,7 @@
  */
 
 /*
- * The slot table of mod_slotmem_shm.c, step by step: each inline below bears
+ * The slot table of include/slotmem_table.h, step by step: each inline below bears
  * the name of the C function that it repeats, and each STEP is one access to
  * shared memory.  Words have 2 bits, so that 4 slots already make two levels
  * and 8 slots three.  A process may die between any two steps.

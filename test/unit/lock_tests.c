@@ -165,7 +165,7 @@ static void hammer_tears(apr_size_t size, unsigned int num, apr_size_t len,
     assert_true(sum.done > 0);
     for (i = 0; i < s->locks.stripes; i++) {
         assert_false(s->locks.lock[i].word & SLOTMEM_LOCK_HELD);
-        assert_int_equal(s->locks.lock[i].writing, 0);
+        assert_int_equal((uint32_t)s->locks.lock[i].writing, 0);
     }
     segment_free(s);
 }
