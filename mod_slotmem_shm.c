@@ -3639,8 +3639,9 @@ static void stock_sweep(const char *name, apr_pool_t *p)
     unsigned int generation;
     int hold = -1;
 
+    /* No list: the directory has become ours only since the arrival. */
     if (!registry->arrived || retained->state != RUNTIME_OWNER
-        || name_is_absolute(name)
+        || !orphans.by_key || name_is_absolute(name)
         || registry->count * STOCK_GENERATIONS > STOCK_LOOKS) {
         return;
     }
