@@ -280,18 +280,21 @@ def test_death_at_an_operation_of_the_stop(scene, action):
     scene.check_nothing_is_left()
 
 
-@pytest.mark.parametrize("action", ["kill", "power"])
-def test_death_at_an_operation_of_a_graceful_restart(scene, action):
-    """The parent alone dies, in the middle; its children are orphans."""
-    for _ in each_operation(scene, action):
+def test_death_at_an_operation_of_a_graceful_restart(scene):
+    """The parent alone dies, in the middle; its children are orphans.
+
+    No power cut: no restart waits for a disk, so between the restart and the
+    first look of the next helper, within about a second, the new file is not
+    flushed, and only a file system that orders a rename after the data (ext4
+    as it comes, btrfs) keeps one or the other.  README.md says so.
+    """
+    for _ in each_operation(scene, "kill"):
         scene.next_state()
         if not scene.graceful_somehow():
             scene.check_files()
-            if action == "power":
-                scene.cut_power()
             scene.faults.pass_on()
             scene.server.start()
-            scene.check(strict=action != "power")
+            scene.check(strict=True)
             scene.settle()
     scene.check_nothing_is_left()
 
