@@ -242,7 +242,7 @@ struct ap_slotmem_instance_t {
     int was_short;            /* somebody was told that it has fewer slots   */
 
     unsigned char digest[APR_MD5_DIGESTSIZE];
-    int has_digest; /* the stored file bears this digest                 */
+    int has_digest;    /* the stored file bears this digest                 */
     apr_uint64_t mark; /* of the file that this process knows to be ours    */
     ap_slotmem_instance_t *next; /* in order of creation                 */
 };
