@@ -523,6 +523,11 @@ static void test_a_get_that_died_tears_nothing(void **state)
     after_death(&d, die_during_get, 1);
     assert_int_equal(get_byte(s, 5, 64), 0x11);
     assert_int_equal(get_byte(s, 5 + SLOTMEM_STRIPES_MAX, 64), 0x11);
+    /* Nor does it make whole what another death has torn. */
+    slotmem_locks_tear(&s->locks, 5, 64);
+    after_death(&d, die_during_get, 1);
+    assert_int_equal(get_byte(s, 5, 64), -APR_EINCOMPLETE);
+    assert_int_equal(get_byte(s, 5 + SLOTMEM_STRIPES_MAX, 64), 0x11);
     segment_free(s);
 }
 
