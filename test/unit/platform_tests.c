@@ -389,6 +389,9 @@ static void test_what_cannot_be_made_leaves_the_name_free(void **state)
     platform_object_t o;
 
     (void)state;
+    if (sizeof(size_t) < 8) {
+        skip(); /* a machine may have 2 GiB */
+    }
     assert_int_not_equal(platform_object_make(&o, key, SIZE_MAX / 2 - 65536),
                          0);
     assert_false(exists(key));
