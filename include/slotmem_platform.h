@@ -1016,6 +1016,21 @@ static int platform_is_mapped(int fd, const struct stat *st)
 }
 
 /*
+ * Could the file be a key file, so that it may go when its segment has gone?
+ * An absolute name is any path, and a note of eight letters lies as well
+ * there: as a size that is more than an eighth of all addresses, which no
+ * segment has, since no letter's byte has its upper three bits clear.
+ */
+static int platform_is_key_file(int fd, const struct stat *st)
+{
+    size_t size = 0;
+
+    return st->st_size == (off_t)sizeof(size)
+           && pread(fd, &size, sizeof(size), 0) == (ssize_t)sizeof(size)
+           && size <= SIZE_MAX >> 3;
+}
+
+/*
  * apr_shm_create() under `key` answered EEXIST.  Removes what is in the way,
  * if it may be removed, and answers 1 when to try again is worthwhile.
  * `ours`: the key is a relative name's, in a runtime directory that is ours
@@ -1060,12 +1075,15 @@ static int platform_name_clear(const char *key, int ours, int *hold)
         }
         return free;
     }
+    if (platform_shm_kind() == PLATFORM_SHM_POSIX) {
+        return 1; /* gone meanwhile; a file at that path is not ours */
+    }
     rv = platform_file_open(key, O_RDONLY, geteuid(), &fd, &st);
     if (rv != 0) {
         /* Nothing any more, or something else that was planted. */
         return rv == ENOENT || (ours && unlink(key) == 0);
     }
-    if (st.st_size > (off_t)sizeof(size_t)) {
+    if (!platform_is_key_file(fd, &st)) {
         close(fd);
         return ours && unlink(key) == 0;
     }

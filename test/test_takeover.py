@@ -586,6 +586,7 @@ def test_name_that_another_server_has_taken_since_is_left_alone(httpd):
     first.kill_all()
     sharedmem.remove(path)
     second = httpd(conf.format(name))
+    path = second.shm_path(name)        # a key file of its own
     assert sharedmem.exists(path)
     second.slotmem().put("abs", 0, b"second")
     first.allow_log("AH00098")
@@ -627,6 +628,12 @@ def test_state_that_the_stock_module_stored_since_is_newer(
 # Another httpd that lives
 # ---------------------------------------------------------------------------
 
+def its_files(server):
+    """What a server keeps in its directory, but for key files of memory."""
+    return [path for path in glob.glob(server.run_dir + "/slotmem*")
+            if not path.endswith(".shm")]
+
+
 def test_directory_of_a_server_that_lives_is_left_alone(httpd):
     """A warning with its pid; memory under names of our own, that begins
     with what the other has; its memory and its files stay its own."""
@@ -636,8 +643,7 @@ def test_directory_of_a_server_that_lives_is_left_alone(httpd):
     for name, slot in KEPT:         # from here on it writes no file
         rundir.wait_stored(first, b"first", {
             "abs": os.path.join(first.root, "absolute")}.get(name, name), slot)
-    files = {path: storedfile.identity(path)
-             for path in glob.glob(first.run_dir + "/slotmem*")}
+    files = {path: storedfile.identity(path) for path in its_files(first)}
     objects = first.shm_objects()
 
     second = httpd(CONF, start=False)
@@ -661,7 +667,7 @@ def test_directory_of_a_server_that_lives_is_left_alone(httpd):
     for name, slot in KEPT:
         assert text_of(first, name, slot) == b"first"
     assert files == {path: storedfile.identity(path)
-                     for path in glob.glob(first.run_dir + "/slotmem*")}
+                     for path in its_files(first)}
     assert first.shm_objects() == objects
     assert all(map(sharedmem.exists, objects))
     first.graceful()

@@ -64,8 +64,8 @@ ESSENTIAL = ("base-files base-passwd bash coreutils dash findutils grep gzip "
 
 # What is tried everywhere: the contract, what is stored, what comes back, and
 # what a killed run leaves.
-CORE = ["test/test_contract.py", "test/test_store.py", "test/test_restore.py",
-        "test/test_takeover.py"]
+CORE = ["test/test_contract.py", "test/test_takeover.py", "test/test_store.py",
+        "test/test_restore.py", "test/test_sysv.py"]
 # Of everything, what needs no tool that PACKAGES has not.
 WHOLE = ["test", "--ignore=test/test_readme.py", "--ignore=test/portability"]
 

@@ -389,6 +389,9 @@ static void test_what_cannot_be_made_leaves_the_name_free(void **state)
     platform_object_t o;
 
     (void)state;
+    if (sizeof(size_t) < 8) {
+        skip(); /* a machine may have 2 GiB */
+    }
     assert_int_not_equal(platform_object_make(&o, key, SIZE_MAX / 2 - 65536),
                          0);
     assert_false(exists(key));
@@ -463,7 +466,22 @@ static void test_a_key_file_without_a_segment_is_cleared(void **state)
     (void)state;
     touch(key, sizeof(size_t));
     assert_int_equal(clear(key, 0), 1);
-    assert_false(exists(key));
+    assert_int_equal(exists(key), platform_shm_kind() == PLATFORM_SHM_POSIX);
+    unlink(key);
+}
+
+/* Any path may be a name. */
+static void test_a_note_of_eight_letters_is_not_cleared(void **state)
+{
+    const char *key = in_folder("note");
+    int fd = open(key, O_WRONLY | O_CREAT | O_EXCL, 0600);
+
+    (void)state;
+    assert_int_equal(write(fd, "precious", sizeof(size_t)), sizeof(size_t));
+    close(fd);
+    clear(key, 0);
+    assert_true(exists(key));
+    unlink(key);
 }
 
 static void test_what_another_server_uses_is_not_cleared(void **state)
@@ -685,6 +703,7 @@ int main(void)
         cmocka_unit_test(test_what_cannot_be_made_leaves_the_name_free),
         cmocka_unit_test(test_a_name_fakes_no_mapping),
         cmocka_unit_test(test_a_key_file_without_a_segment_is_cleared),
+        cmocka_unit_test(test_a_note_of_eight_letters_is_not_cleared),
         cmocka_unit_test(test_what_another_server_uses_is_not_cleared),
         cmocka_unit_test(
             test_what_a_dead_run_left_is_cleared_where_that_can_be_told),
