@@ -940,6 +940,11 @@ static inline size_t slotmem_snapshot_as_is(const slotmem_locks_t *k,
     uint64_t after;
     size_t half = 0, torn = 0;
 
+    /* Before the copy, as slotmem_read_once: who sees that a later write has
+     * healed the slot then sees, by [2] and [5], that the word moved. */
+    if ((word & SLOTMEM_LOCK_TORN) && slotmem_torn_get(k, id)) {
+        torn = slotmem_torn_reach(k, stripe);
+    }
     slotmem_copy_out(to, slotmem_locks_slot(k, id), k->item_size);
     /* Both relaxed: after the bytes by [5]. */
     after = atomic_load_explicit(&lock->writing, memory_order_relaxed);
@@ -952,9 +957,6 @@ static inline size_t slotmem_snapshot_as_is(const slotmem_locks_t *k,
             half = after == done ? k->item_size
                                  : slotmem_writing_covers(k, after, id);
         }
-    }
-    if ((word & SLOTMEM_LOCK_TORN) && slotmem_torn_get(k, id)) {
-        torn = slotmem_torn_reach(k, stripe);
     }
     return half > torn ? half : torn;
 }

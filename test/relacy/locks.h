@@ -494,6 +494,36 @@ struct LockSnapshot : rl::test_suite<LockSnapshot<DEATH>, 3>, LockMemory<1, 2> {
     }
 };
 
+/* A copy without a lock of a torn slot, while a write heals it: whoever sees
+ * the mark gone has the bytes of what healed it, or says that it cannot tell. */
+struct LockSnapshotHeal : rl::test_suite<LockSnapshotHeal, 2>,
+                          LockMemory<1, 2> {
+    void before()
+    {
+        lay();
+        slots[0].store(5, rl::mo_relaxed, $);
+        slotmem_locks_tear(&locks[0], 0, 2);
+    }
+
+    void thread(unsigned i)
+    {
+        unsigned char bytes[2];
+        unsigned patience = rl::rand(2);
+
+        if (i == 0) {
+            write(0, 1, 2);
+        }
+        else if (slotmem_locks_snapshot(mine(), 0, bytes, &patience) == 0) {
+            RL_ASSERT(bytes[0] == 1 && bytes[1] == 1);
+        }
+    }
+
+    void after()
+    {
+        assert_rest();
+    }
+};
+
 #define LOCK_SCENARIOS                                                         \
     SCENARIO("locks: 1 writes, 1 reads", LockTear<1, 1, 2>)                    \
     SCENARIO("locks: 1 writes, 2 read", LockTear<1, 2, 2>)                     \
@@ -508,4 +538,5 @@ struct LockSnapshot : rl::test_suite<LockSnapshot<DEATH>, 3>, LockMemory<1, 2> {
     SCENARIO("locks: a torn slot heals, one dies", LockHeal<true>)             \
     SCENARIO("locks: torn slots of one stripe", LockReach)                     \
     SCENARIO("locks: a copy without a lock", LockSnapshot<false>)              \
-    SCENARIO("locks: a copy without a lock, one dies", LockSnapshot<true>)
+    SCENARIO("locks: a copy without a lock, one dies", LockSnapshot<true>)     \
+    SCENARIO("locks: a copy while a slot heals", LockSnapshotHeal)
