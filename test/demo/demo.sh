@@ -26,8 +26,9 @@
 #
 #   APXS             which httpd (default: apxs)
 #   SLOTMEM_MODULE   which slotmem module (default: .libs/mod_slotmem_shm.so).
-#                    With the stock module the killed server is expected to
-#                    have lost its newest change: it is there for contrast.
+#                    With the stock module the killed server, and the one
+#                    beside its predecessor, are expected to have lost their
+#                    newest change: it is there for contrast.
 #   DEMO_KEEP=1      leave everything running until Enter or ^C
 #   DEMO_SCREENSHOT  write a picture of the status page there (needs chromium)
 set -u
@@ -567,8 +568,9 @@ parent=$(cat "$dir/front.pid")
 "$httpd" -f "$dir/front.conf" -k graceful-stop
 wait_for 20 port_is_free || { show_log front; die "no graceful stop"; }
 start_front
-kill -0 "$parent" 2>/dev/null && kill -0 $holder 2>/dev/null \
-    || die "the first server ended before its request did"
+if [ ! -d "/proc/$parent" ] || ! kill -0 $holder 2>/dev/null; then
+    die "the first server ended before its request did"
+fi
 check_state "graceful-stop with a request open, and start"
 relation=$(relation)
 [ -z "$relation" ] || echo "   -> to its runtime directory the new server is: $relation"
