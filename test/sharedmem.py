@@ -268,3 +268,11 @@ def needs_root(test):
     httpd's parent must have rights that its children have not."""
     import pytest
     return pytest.mark.skipif(os.geteuid() != 0, reason="needs root")(test)
+
+
+def needs_64_bits(test):
+    """Marks a test whose figures are more than a size_t of 32 bits holds;
+    test/portability/test_word_size.py has the counterparts."""
+    import pytest
+    return pytest.mark.skipif(struct.calcsize("P") < 8,
+                              reason="needs a size_t of 64 bits")(test)

@@ -176,6 +176,7 @@ def test_create_works_in_post_config_whatever_its_place(httpd, target):
     assert created.ok and grabbed.id == 0
 
 
+@sharedmem.needs_64_bits
 def test_before_configuration_there_is_no_shared_memory(httpd, target):
     """A call while httpd is still loading modules must fail, not crash."""
     server = httpd(target=target, start=False)
@@ -254,6 +255,7 @@ def test_create_refuses_smaller_slots(child, server, segment, size, num):
     ((1 << 64) - 1, 0xffffffff), ((1 << 64) - 100, 1), ((1 << 63) + 8, 2),
     ((1 << 64) // 3, 3)])
 @pytest.mark.parametrize("name", ["overflow", None])
+@sharedmem.needs_64_bits
 def test_create_refuses_a_size_that_overflows(child, server, name, size, num):
     """2^63 bytes twice are 0 bytes to a careless multiplication."""
     with server.announced(SLOTMEM_LINE, required=False):
@@ -264,6 +266,7 @@ def test_create_refuses_a_size_that_overflows(child, server, name, size, num):
 
 @pytest.mark.only_ours("the stock module has the kernel promise the memory")
 @pytest.mark.parametrize("name", ["huge", None])
+@sharedmem.needs_64_bits
 def test_create_refuses_more_than_the_machine_has(child, server, name):
     """16 TiB can be mapped; using them would be the process's last act."""
     with server.announced(SLOTMEM_LINE, required=False):

@@ -29,6 +29,7 @@ import struct
 import pytest
 
 import httpd as harness
+import sharedmem
 import rundir
 import shim
 import storedfile
@@ -186,6 +187,7 @@ def with_descriptor(size, num, type, length=None):
                                                         b"\0") + data[-16:]
 
 
+@sharedmem.needs_64_bits
 def test_descriptor_that_lies_is_refused(segments):
     """Whatever it says, its length is not believed before the MD5 agrees."""
     files = {f"d{i}": with_descriptor(*d) for i, d in enumerate([
@@ -481,6 +483,7 @@ def sparse(path, data, length, tail=b""):
         file.write(tail)
 
 
+@sharedmem.needs_64_bits
 def test_file_of_more_than_4_gib(httpd):
     """No offset is 32 bits wide.  Sparse, so the disk need not have them."""
     files = {name: None for name in ("behind", "zero", "claims", "wraps")}

@@ -169,8 +169,8 @@ static void power_cut(void)
     int i;
 
     for (i = 0; i < dirty_count; i++) {
-        if (syscall(SYS_newfstatat, AT_FDCWD, dirty[i].path, &st, 0) == 0
-            && st.st_dev == dirty[i].dev && st.st_ino == dirty[i].ino) {
+        if (stat(dirty[i].path, &st) == 0 && st.st_dev == dirty[i].dev
+            && st.st_ino == dirty[i].ino) {
             syscall(SYS_truncate, dirty[i].path, 0L);
         }
     }
@@ -223,8 +223,7 @@ static void dirty_renamed(const char *to)
     struct stat st;
     int i;
 
-    if (syscall(SYS_newfstatat, AT_FDCWD, to, &st, 0) == 0
-        && (i = dirty_find(&st)) < dirty_count) {
+    if (stat(to, &st) == 0 && (i = dirty_find(&st)) < dirty_count) {
         snprintf(dirty[i].path, PATH_LEN, "%s", to);
     }
 }
