@@ -18,14 +18,17 @@
 #
 # A private httpd on loopback balances over live backends while clients load it.
 # Its balancer is changed through balancer-manager's own form; then the server
-# is restarted gracefully, stopped and started, restarted hard, and killed with
-# SIGKILL.  After each, what balancer-manager says is compared with what it said
-# before.  Ends with a summary; the exit status is 0 if everything was kept.
+# is restarted gracefully, stopped and started, restarted hard, killed with
+# SIGKILL, started beside its predecessor that has a request to finish, and
+# restarted while its disk is full (by root: a small tmpfs).  After each, what
+# balancer-manager says is compared with what it said before.  Ends with a
+# summary; the exit status is 0 if everything was kept.
 #
 #   APXS             which httpd (default: apxs)
 #   SLOTMEM_MODULE   which slotmem module (default: .libs/mod_slotmem_shm.so).
-#                    With the stock module the killed server is expected to
-#                    have lost its newest change: it is there for contrast.
+#                    With the stock module the killed server, and the one
+#                    beside its predecessor, are expected to have lost their
+#                    newest change: it is there for contrast.
 #   DEMO_KEEP=1      leave everything running until Enter or ^C
 #   DEMO_SCREENSHOT  write a picture of the status page there (needs chromium)
 set -u
@@ -69,6 +72,8 @@ for server in front backend; do
 done
 clients=
 relay=
+holder=
+mounted=
 
 # ---------------------------------------------------------------- processes
 
@@ -123,7 +128,7 @@ shm_left() {
 cleanup() {
     trap '' INT TERM HUP
     # shellcheck disable=SC2086
-    [ -z "$clients$relay" ] || kill $clients $relay 2>/dev/null
+    [ -z "$clients$relay$holder" ] || kill $clients $relay $holder 2>/dev/null
     for server in front backend; do
         # A clean stop lets the server remove what it made.
         if [ -s "$dir/$server.pid" ] && ! gone $server; then
@@ -134,6 +139,8 @@ cleanup() {
     done
     wait 2>/dev/null
     shm_left | while read -r object; do rm -f "$object"; done
+    [ -z "$mounted" ] || wait_for 5 umount "$dir/front.run" 2>/dev/null \
+        || umount -l "$dir/front.run"
     rm -rf "$dir"
 }
 : >"$dir/shm.seen"
@@ -206,6 +213,8 @@ mkdir "$dir/htdocs"
 for b in b1 b2 b3 b4; do
     mkdir "$dir/htdocs/$b"
     echo "backend $b" >"$dir/htdocs/$b/index.html"
+    # More than all buffers between a backend and a slow client hold.
+    dd if=/dev/zero of="$dir/htdocs/$b/long" bs=1 count=0 seek=256M 2>/dev/null
 done
 
 # Four backends: virtual hosts of one httpd, which stays up throughout.
@@ -273,6 +282,12 @@ ProxyPass "/beats" "balancer://beats"
 END
 } >"$dir/front.conf" || exit 2
 
+# The front's disk: a small one of its own, if that can be had.
+if [ "$(id -u)" = 0 ] \
+        && mount -t tmpfs -o size=512k,mode=755 slotmem-demo "$dir/front.run" 2>/dev/null; then
+    mounted=yes
+fi
+
 base=http://$host:$port_front
 manager=$base/balancer-manager
 
@@ -300,6 +315,25 @@ generation() {
     fetch "$base/server-status?auto" | sed -n 's/^ParentServerConfigGeneration: //p'
 }
 generation_is_not() { g=$(generation); [ -n "$g" ] && [ "$g" != "$1" ]; }
+
+# What the module says that this server is to its runtime directory; nothing if
+# it has no word for it.
+relation() {
+    fetch "$base/server-status?auto" | sed -n 's/^SlotmemRuntimeDir: //p'
+}
+owns() { [ "$(relation)" = owner ]; }
+
+restart_gracefully() {
+    old=$(generation)
+    "$httpd" -f "$dir/front.conf" -k graceful
+    wait_for 20 generation_is_not "$old" || { show_log front; die "no graceful restart"; }
+}
+
+# Nobody listens on the front's port, and its file of the process is gone.
+port_is_free() {
+    [ ! -e "$dir/front.pid" ] \
+        && ! grep -q "$(printf ':%04X 00000000:0000 0A' "$port_front")" /proc/net/tcp
+}
 
 # ---------------------------------------------------------------- the manager
 
@@ -475,9 +509,7 @@ echo "   with balancer-manager's form.  Then a graceful restart, under load:"
 submit "$(url_of b2)" w_lf=7 w_status_D=1
 before
 failed_before=$(($(refused) + $(failed)))
-old=$(generation)
-"$httpd" -f "$dir/front.conf" -k graceful
-wait_for 20 generation_is_not "$old" || { show_log front; die "no graceful restart"; }
+restart_gracefully
 check_state "graceful restart, under load"
 failed_now=$(($(refused) + $(failed) - failed_before))
 if [ $failed_now = 0 ]; then
@@ -524,6 +556,64 @@ start_front
 check_state "kill -9 of every process, and start"
 echo
 
+echo "6. $(url_of b3) gets load factor 3.  While a client is still loading something"
+echo "   long, the server is told to stop gracefully, and the next one is started"
+echo "   at once: two servers on one runtime directory."
+submit "$(url_of b3)" w_lf=3
+before
+curl -s --limit-rate 1k "$base/app/long" >"$dir/long" 2>/dev/null &
+holder=$!
+wait_for 20 test -s "$dir/long" || die "no answer to hold on to"
+parent=$(cat "$dir/front.pid")
+"$httpd" -f "$dir/front.conf" -k graceful-stop
+wait_for 20 port_is_free || { show_log front; die "no graceful stop"; }
+start_front
+if [ ! -d "/proc/$parent" ] || ! kill -0 $holder 2>/dev/null; then
+    die "the first server ended before its request did"
+fi
+check_state "graceful-stop with a request open, and start"
+relation=$(relation)
+[ -z "$relation" ] || echo "   -> to its runtime directory the new server is: $relation"
+echo "   $(url_of b1) gets load factor 4, the long request ends, the first server with it."
+echo "   Then a graceful restart of the new one:"
+submit "$(url_of b1)" w_lf=4
+kill $holder
+wait $holder 2>/dev/null
+holder=
+wait_for 30 reaped "$parent" || [ ! -s "/proc/$parent/cmdline" ] \
+    || { show_log front; die "the first server does not end"; }
+if [ -n "$relation" ]; then
+    wait_for 20 owns || { show_log front; die "the new server does not get the directory"; }
+    echo "   -> and now: $(relation)"
+fi
+before
+restart_gracefully
+check_state "what was changed while both were there"
+echo
+
+if [ -n "$mounted" ]; then
+    echo "7. The disk with the runtime directory is filled up.  $(url_of b2) gets"
+    echo "   load factor 8.  Then a graceful restart:"
+    dd if=/dev/zero of="$dir/front.run/filler" bs=4k 2>/dev/null
+    log_lines=$(wc -l <"$dir/front.log")
+    submit "$(url_of b2)" w_lf=8
+    before
+    restart_gracefully
+    check_state "graceful restart with a full disk"
+    tail -n +$((log_lines + 1)) "$dir/front.log" | grep -m 1 'AH02334' \
+        | sed "s|$dir/||g; s/^.*AH02334: /   log: /; s/\. .*/./"
+    echo "   There is room again, and the server is stopped, and started:"
+    rm "$dir/front.run/filler"
+    before
+    "$httpd" -f "$dir/front.conf" -k stop
+    wait_for 30 gone front || { show_log front; die "the server does not stop"; }
+    start_front
+    check_state "stop and start when there is room again"
+else
+    echo "7. (A full disk is left out: that takes root, and the right to mount one.)"
+fi
+echo
+
 # Of the segments that the module tells about, the one of balancer://cluster.
 status_lines=$(fetch "$base/server-status?auto" | awk -F ': ' '
     /^SlotmemSegment[0-9]+Name: / && $2 ~ /_cluster$/ {
@@ -531,7 +621,7 @@ status_lines=$(fetch "$base/server-status?auto" | awk -F ': ' '
     }
     prefix != "" && index($1, prefix) == 1 { print }')
 if [ -n "$status_lines" ]; then
-    echo "6. What the module tells in $base/server-status?auto, among other things:"
+    echo "8. What the module tells in $base/server-status?auto, among other things:"
     echo "$status_lines" | sed 's/^/      /'
     echo
 fi
