@@ -242,7 +242,7 @@ struct ap_slotmem_instance_t {
     int was_short;            /* somebody was told that it has fewer slots   */
 
     unsigned char digest[APR_MD5_DIGESTSIZE];
-    int has_digest; /* the stored file bears this digest                 */
+    int has_digest;    /* the stored file bears this digest                 */
     apr_uint64_t mark; /* of the file that this process knows to be ours    */
     ap_slotmem_instance_t *next; /* in order of creation                 */
 };
@@ -839,9 +839,10 @@ typedef struct {
     apr_hash_t *by_name;
     ap_slotmem_instance_t *first, *last;
     unsigned int count;
-    int config;  /* which configuration of the process, AP_SQ_CONFIG_GEN */
-    int by_run;  /* keys of this generation bear the run's identity   */
-    int arrived; /* the first generation of this server               */
+    int config;   /* which configuration of the process, AP_SQ_CONFIG_GEN */
+    int by_run;   /* keys of this generation bear the run's identity   */
+    pid_t looked; /* the process that has looked at the directory      */
+    int arrived;  /* the first generation of this server               */
 #if APR_HAS_THREADS
     apr_thread_mutex_t *lock;
 #endif
@@ -3033,6 +3034,12 @@ static void runtime_arrive(void)
 {
     enum runtime_state before;
 
+    /* Once in a configuration (and again if the server has detached since):
+     * what is decided here, keys bear and lists name. */
+    if (registry->looked == getpid()) {
+        return;
+    }
+    registry->looked = getpid();
     (void)runtime_look(&before);
     if (before == RUNTIME_UNKNOWN) {
         registry->arrived = 1;
@@ -3639,8 +3646,9 @@ static void stock_sweep(const char *name, apr_pool_t *p)
     unsigned int generation;
     int hold = -1;
 
+    /* No list: the directory has become ours only since the arrival. */
     if (!registry->arrived || retained->state != RUNTIME_OWNER
-        || name_is_absolute(name)
+        || !orphans.by_key || name_is_absolute(name)
         || registry->count * STOCK_GENERATIONS > STOCK_LOOKS) {
         return;
     }

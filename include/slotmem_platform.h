@@ -113,8 +113,8 @@ static enum platform_process platform_process_birth(pid_t pid, uint64_t *birth)
     ssize_t len;
     int fd, field;
 
-    snprintf(path, sizeof(path), "/proc/%ld/task/%ld/stat", (long)pid,
-             (long)pid);
+    (void)snprintf(path, sizeof(path), "/proc/%ld/task/%ld/stat", (long)pid,
+                   (long)pid);
     fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
         /* Without /proc nobody is found there, ourselves neither. */
@@ -237,7 +237,7 @@ static enum platform_process platform_process_birth(pid_t pid, uint64_t *birth)
     ssize_t len;
     int fd;
 
-    snprintf(path, sizeof(path), "/proc/%ld/psinfo", (long)pid);
+    (void)snprintf(path, sizeof(path), "/proc/%ld/psinfo", (long)pid);
     fd = open(path, O_RDONLY);
     if (fd < 0) {
         return errno == ENOENT && kill(pid, 0) != 0 && errno == ESRCH
@@ -437,7 +437,8 @@ static void platform_posix_name(const char *key, char name[PLATFORM_NAME_SIZE])
         hash = hash * factor + (unsigned int)*at;
         factor *= 378551;
     }
-    snprintf(name, PLATFORM_NAME_SIZE, "/ShM.%xH%x", platform_hash(key), hash);
+    (void)snprintf(name, PLATFORM_NAME_SIZE, "/ShM.%xH%x", platform_hash(key),
+                   hash);
 }
 
 #define PLATFORM_DIR "/dev/shm" /* Linux: every C library's, by convention */
@@ -543,7 +544,7 @@ static void platform_object_init(platform_object_t *o, enum platform_shm kind)
  * the creator, who stays. */
 static int platform_sysv_stat(platform_object_t *o, int id, uid_t uid)
 {
-    struct shmid_ds ds;
+    struct shmid_ds ds = { 0 };
 
     if (shmctl(id, IPC_STAT, &ds) != 0) {
         return errno;
@@ -579,7 +580,7 @@ static void platform_object_close(platform_object_t *o)
 static int platform_object_open(platform_object_t *o, const char *key,
                                 uid_t uid)
 {
-    struct stat st;
+    struct stat st = { 0 };
     int posix, rv, fd, id;
 
     platform_object_init(o, PLATFORM_SHM_POSIX);
@@ -911,32 +912,70 @@ static int platform_object_make(platform_object_t *o, const char *key,
  * major:minor inode path". */
 static int platform_line_shows(const char *line, const struct stat *st)
 {
-    unsigned int major_id, minor_id;
+    unsigned long device[2];
     unsigned long long inode;
+    char *at = (char *)(intptr_t)line;
+    int field;
 
-    return sscanf(line, "%*s %*s %*s %x:%x %llu", &major_id, &minor_id, &inode)
-               == 3
-           && inode == (unsigned long long)st->st_ino
-           && makedev(major_id, minor_id) == st->st_dev;
+    for (field = 0; field < 3 && at; field++) {
+        at = strchr(at, ' ');
+        at = at ? at + 1 : NULL;
+    }
+    if (!at) {
+        return 0;
+    }
+    device[0] = strtoul(at, &at, 16);
+    device[1] = *at == ':' ? strtoul(at + 1, &at, 16) : 0;
+    inode = strtoull(at, NULL, 10);
+    return inode == (unsigned long long)st->st_ino
+           && makedev((unsigned int)device[0], (unsigned int)device[1])
+                  == st->st_dev;
+}
+
+/* Does such a list show that file?  What counts of a line stands before its
+ * path, hence in its first bytes; the rest is passed over up to the end of the
+ * line (the kernel writes a newline in a path as \012), so that a long path
+ * of somebody's making is never taken for a line. */
+static int platform_maps_show(int fd, const struct stat *st)
+{
+    char chunk[512], line[128];
+    size_t len = 0;
+    ssize_t got, i;
+
+    while ((got = read(fd, chunk, sizeof(chunk))) != 0) {
+        if (got < 0 && errno != EINTR) {
+            return errno == EACCES || errno == EPERM;
+        }
+        for (i = 0; i < got; i++) {
+            if (chunk[i] != '\n') {
+                if (len < sizeof(line) - 1) {
+                    line[len++] = chunk[i];
+                }
+                continue;
+            }
+            line[len] = '\0';
+            len = 0;
+            if (platform_line_shows(line, st)) {
+                return 1;
+            }
+        }
+    }
+    return 0;
 }
 
 /* Does process `pid` map it?  Who may not be looked at may. */
 static int platform_process_maps(const char *pid, const struct stat *st)
 {
-    char path[288], line[512];
-    int found = 0;
-    FILE *maps;
+    char path[288];
+    int fd, found;
 
-    snprintf(path, sizeof(path), "/proc/%s/maps", pid);
-    maps = fopen(path, "r");
-    if (!maps) {
+    (void)snprintf(path, sizeof(path), "/proc/%s/maps", pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
         return errno == EACCES || errno == EPERM;
     }
-    while (!found && fgets(line, sizeof(line), maps)) {
-        found = platform_line_shows(line, st);
-    }
-    found |= ferror(maps) && (errno == EACCES || errno == EPERM);
-    fclose(maps);
+    found = platform_maps_show(fd, st);
+    close(fd);
     return found;
 }
 
@@ -1021,7 +1060,7 @@ static int platform_name_clear(const char *key, int ours, int *hold)
 {
     platform_object_t o;
     uint64_t magic = 0;
-    struct stat st;
+    struct stat st = { 0 };
     int fd, id, rv, free = ours;
 
     *hold = -1;
@@ -1135,13 +1174,14 @@ static void platform_sweep_posix(platform_wanted_fn *wanted, const void *ctx,
     struct dirent *entry;
     char path[sizeof(PLATFORM_DIR) + 1 + sizeof(entry->d_name)];
     platform_object_t o;
-    struct stat st;
+    struct stat st = { 0 };
 
     while (d && (entry = readdir(d)) != NULL) {
         if (strncmp(entry->d_name, "ShM.", 4) != 0) {
             continue;
         }
-        snprintf(path, sizeof(path), "%s/%s", PLATFORM_DIR, entry->d_name);
+        (void)snprintf(path, sizeof(path), "%s/%s", PLATFORM_DIR,
+                       entry->d_name);
         platform_object_init(&o, PLATFORM_SHM_POSIX);
         if (platform_file_open(path, O_RDONLY, uid, &o.fd, &st) != 0) {
             continue;
@@ -1168,7 +1208,7 @@ static void platform_sweep_sysv(platform_wanted_fn *wanted, const void *ctx,
                                 uid_t uid)
 {
 #if defined(__linux__) && defined(SHM_INFO) && defined(SHM_STAT)
-    struct shmid_ds ds;
+    struct shmid_ds ds = { 0 };
     struct shm_info info;
     int i, last;
 

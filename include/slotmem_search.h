@@ -149,13 +149,15 @@ static inline int slotmem_spare_add(slotmem_search_t *s, const char *content,
     void *more;
 
     if (kept && s->spares_num == s->spares_room) {
-        s->spares_room = 2 * s->spares_room + 4;
-        more = realloc(s->spares, s->spares_room * sizeof(*s->spares));
+        const unsigned int room = 2 * s->spares_room + 4;
+
+        more = realloc(s->spares, room * sizeof(*s->spares));
         if (!more) {
             free(kept);
             return 0;
         }
         s->spares = (slotmem_spare_t *)more;
+        s->spares_room = room;
     }
     if (!kept) {
         return 0;

@@ -47,13 +47,13 @@ STRIDE = 1 if os.environ.get("SLOTMEM_FAULTS") == "all" else 5
 # Each kind of fault, and the calls that it can strike.
 ACTIONS = {
     "EIO": "*",
-    "EINTR": "open,openat,read,pread,write,close,fsync,ftruncate",
-    "ENOSPC": "open,write,fsync,ftruncate,rename,close,shm_open",
-    "EACCES": "open,openat,rename,unlink,unlinkat,shm_open,shm_unlink",
-    "EMFILE": "open,openat,shm_open",
-    "short": "read,write",
+    "EINTR": "open,openat,read,pread,write,pwrite,close,fsync,ftruncate",
+    "ENOSPC": "open,write,pwrite,fsync,ftruncate,rename,close",
+    "EACCES": "open,openat,rename,unlink,unlinkat",
+    "EMFILE": "open,openat",
+    "short": "read,pread,write,pwrite",
     "kill": "*",
-    "torn": "write",
+    "torn": "write,pwrite",
     "power": "*",
 }
 # What may be logged, at any level, about an operation that failed.
@@ -148,10 +148,15 @@ class Scene:
             self.last[name] = found
 
     def settle(self):
-        """A new state, and it is in the files."""
+        """A new state, over a restart, and it is in the files: flushed, for
+        the helper does that before it renames."""
         self.next_state()
         self.server.graceful()
         self.check(strict=True)
+        self.next_state()
+        now = dict.fromkeys(SHAPES, self.number)
+        harness.wait_for(lambda: self.in_files() == now, "a checkpoint")
+        self.last = now
 
     def try_start(self):
         """False when the fault killed it."""
@@ -224,7 +229,7 @@ def was_only_short(scene, n, action):
     failure: whoever reads or writes goes on."""
     counted = scene.faults.counted()
     return (action in ("short", "EINTR") and len(counted) >= n
-            and counted[n - 1][0] in ("read", "write"))
+            and counted[n - 1][0] in ("read", "pread", "write", "pwrite"))
 
 
 def test_positive_control_operations_are_seen(scene):
@@ -242,7 +247,10 @@ def test_positive_control_operations_are_seen(scene):
     renamed = calls.index(("rename", "slotmem-shm-one.shm.persist"))
     assert calls.index(("fsync", new)) < renamed, "flushed, then renamed"
     assert ("fsync", "run") in calls[renamed:], "the directory, afterwards"
-    assert ("shm_unlink" in [call for call, _ in calls[renamed:]])
+    assert [name for call, name in calls[renamed:]
+            if call == "unlink" and name.startswith("ShM.")]
+    assert not [name for call, name in calls[:renamed]
+                if call == "unlink" and name.startswith("ShM.")]
 
 
 @pytest.mark.parametrize("action", ["EIO", "EINTR", "ENOSPC", "EACCES",
@@ -272,18 +280,21 @@ def test_death_at_an_operation_of_the_stop(scene, action):
     scene.check_nothing_is_left()
 
 
-@pytest.mark.parametrize("action", ["kill", "power"])
-def test_death_at_an_operation_of_a_graceful_restart(scene, action):
-    """The parent alone dies, in the middle; its children are orphans."""
-    for _ in each_operation(scene, action):
+def test_death_at_an_operation_of_a_graceful_restart(scene):
+    """The parent alone dies, in the middle; its children are orphans.
+
+    No power cut: no restart waits for a disk, so between the restart and the
+    first look of the next helper, within about a second, the new file is not
+    flushed, and only a file system that orders a rename after the data (ext4
+    as it comes, btrfs) keeps one or the other.  README.md says so.
+    """
+    for _ in each_operation(scene, "kill"):
         scene.next_state()
         if not scene.graceful_somehow():
             scene.check_files()
-            if action == "power":
-                scene.cut_power()
             scene.faults.pass_on()
             scene.server.start()
-            scene.check(strict=action != "power")
+            scene.check(strict=True)
             scene.settle()
     scene.check_nothing_is_left()
 

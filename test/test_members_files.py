@@ -240,6 +240,18 @@ def test_damaged_claims_are_not_believed_and_the_image_is(one, where):
     one.start("a b c growth=2").shows("a b- c +d*3")
 
 
+def test_claims_that_were_changed_are_not_believed(one):
+    """Fails when what was added at run time is taken for a member that the
+    configuration had and has no more, because a disk says so."""
+    one.start("a b c growth=2").set("b- +d*3").stop()
+    image, claims = one.whole()
+    kinds, end = claims[:-48], claims[-48:]
+    assert kinds.count(2) == 1, "nothing was added at run time"
+    storedfile.write(one.path, image + kinds.replace(b"\2", b"\1") + end)
+    one.server.allow_log(r"slotmem_shm: .*_one\b")
+    one.start("a b c growth=2").shows("a b- c +d*3")
+
+
 def test_claims_cut_off_at_any_length_are_not_believed(one):
     """Fails when half of what is added is taken for the whole, or for a
     damaged image."""

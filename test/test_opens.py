@@ -425,10 +425,12 @@ def test_checkpoint_replaces_what_was_put_in_a_stored_file_s_place(httpd, kind):
     server.start()
     server.graceful()
     assert server.slotmem().fgrab("abs", 0).ok
-    assert server.slotmem().put("abs", 0, b"changed").ok
-    if os.path.lexists(path):
-        os.unlink(path)
+    assert server.slotmem().put("abs", 0, b"before!").ok
+    harness.wait_for(lambda: os.path.exists(path)
+                     and read(path)[8:15] == b"before!", "a first one")
+    os.unlink(path)
     as_user(server.user, PLANTS[kind], path, victim(server))
+    assert server.slotmem().put("abs", 0, b"changed").ok
 
     def stored():
         return (stat.S_ISREG(os.lstat(path).st_mode)

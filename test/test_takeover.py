@@ -643,6 +643,9 @@ def test_directory_of_a_server_that_lives_is_left_alone(httpd):
     for name, slot in KEPT:         # from here on it writes no file
         rundir.wait_stored(first, b"first", {
             "abs": os.path.join(first.root, "absolute")}.get(name, name), slot)
+    looks = len(first.log_lines("stored 0 segments"))
+    harness.wait_for(lambda: len(first.log_lines("stored 0 segments")) > looks,
+                     "a look of the helper that finds nothing to store")
     files = {path: storedfile.identity(path) for path in its_files(first)}
     objects = first.shm_objects()
 

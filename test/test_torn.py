@@ -104,6 +104,22 @@ def test_torn_put_is_told_until_a_whole_one_heals_it(httpd, mpm):
     assert get(server, 1).bytes == b"\xcc" * SIZE
 
 
+def test_torn_put_over_several_slots(httpd):
+    """Each slot that it was to write is suspect; a get over several tells if
+    one of them is."""
+    server = httpd(CONF)
+    for slot in range(4):
+        fill(server, slot, 0xaa)
+    tear(server, 1, 2 * SIZE, SIZE + SIZE // 2)
+    for slot, length in (1, SIZE), (2, SIZE), (0, 2 * SIZE), (2, 2 * SIZE):
+        assert not get(server, slot, length).ok, (slot, length)
+    for slot in 0, 3:
+        assert get(server, slot).bytes == b"\xaa" * SIZE
+    fill(server, 1, 0xcc, 2 * SIZE)
+    assert get(server, 1, 2 * SIZE).bytes == b"\xcc" * 2 * SIZE
+    assert get(server, 0, 4 * SIZE).ok
+
+
 @pytest.mark.parametrize("step", ["graceful", "restart", "kill", "twice"])
 def test_mark_goes_along(httpd, mpm, step):
     """get said EINCOMPLETE; after a graceful restart it handed out half."""

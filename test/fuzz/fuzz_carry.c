@@ -24,7 +24,8 @@
  *     byte 0   slots of the old segment, by a table
  *     byte 1   slots of the fresh one, likewise
  *     byte 2   bits 0 to 3: the type; 4 and 5: what all words begin with
- *              (zero, all ones, a held lock, the next 8 bytes)
+ *              (zero, all ones, a held lock, the next 8 bytes); 6: every third
+ *              slot was the configuration's
  *     rest     of 9 bytes each: which word (2 bytes), and 7 bytes of it, or,
  *              with the top bit of the first set, of which slot the content
  *
@@ -139,7 +140,8 @@ static void segment_prepare(ap_slotmem_instance_t *s, unsigned int num)
 {
     s->name = "fuzz";
     check(layout_make(&s->layout, SIZE, num) == APR_SUCCESS, "a layout");
-    segment_lay(s, aligned_alloc(SLOTMEM_SHM_ALIGN, s->layout.total));
+    s->memory.base = aligned_alloc(SLOTMEM_SHM_ALIGN, s->layout.total);
+    segment_lay(s);
 }
 
 /* ------------------------------------------------------------------------
@@ -221,31 +223,42 @@ static int old_is_zero(const ap_slotmem_instance_t *s, unsigned int id)
     return memcmp(s->slots + id * SIZE, zero, SIZE) == 0;
 }
 
-/* May the slot be half of one write and half of another?  slotmem_locks.h:
- * a pair of words a stripe, then a torn bit a slot. */
-static int old_torn(const ap_slotmem_instance_t *s, unsigned int id)
+/* How much of the slot may be half of one write and half of another?
+ * slotmem_locks.h: a pair of words a stripe, a torn bit a slot, and how far
+ * the torn slots of a stripe reach. */
+static uint64_t old_torn(const ap_slotmem_instance_t *s, unsigned int id)
 {
     const unsigned int num = s->layout.item_num;
     const unsigned int stripes = num < 1024 ? num : 1024, stripe = id % 1024;
     const char *at = (const char *)s->header + s->layout.locks_off;
     const uint64_t *lock = (const uint64_t *)(const void *)at;
     const uint64_t *torn = lock + (2 * (size_t)stripes + 7) / 8 * 8;
+    const uint64_t *reach = torn + ((num + 63) / 64 + 7) / 8 * 8;
     const uint64_t word = lock[2 * stripe], writing = lock[2 * stripe + 1];
     const uint64_t first = writing >> 32, bytes = writing & 0xffffffff;
+    uint64_t far = 0;
 
     if ((word & 1) && id >= first && (id - first) * (uint64_t)SIZE < bytes) {
-        return 1;
+        far = bytes - (id - first) * (uint64_t)SIZE;
     }
-    return (word & 2) && (torn[id / 64] >> (id % 64) & 1);
+    if ((word & 2) && (torn[id / 64] >> (id % 64) & 1)) {
+        far = reach[stripe] == 0    ? SIZE
+              : reach[stripe] > far ? reach[stripe]
+                                    : far;
+    }
+    return far < SIZE ? far : SIZE;
 }
 
 /* Does the old segment hold something that has no place in `num` slots? */
 static int old_is_cut(const ap_slotmem_instance_t *s, unsigned int num)
 {
+    /* What the configuration had, it may look for: see slotmem_search.h. */
+    const int kept =
+        (s->type & 9) == 9 && s->claims && s->layout.item_num > 1 && num > 0;
     unsigned int id;
 
     for (id = num; id < s->layout.item_num; id++) {
-        if (!old_is_zero(s, id)
+        if ((!kept && !old_is_zero(s, id))
             || (!(s->type & AP_SLOTMEM_TYPE_CLEARINUSE) && old_used(s, id))) {
             return 1;
         }
@@ -264,11 +277,13 @@ static void check_slot(const ap_slotmem_instance_t *s,
     check(slotmem_table_used(&s->table, id) == used,
           "a slot is in use as it was");
     check(was ? memcmp(slot, old->slots + id * SIZE, SIZE) == 0
-              : all_zero((const unsigned char *)slot, SIZE),
+              : slotmem_all_zero(slot, SIZE),
           "a slot holds what it held");
     check((slotmem_locks_torn(&s->locks, id) != 0)
               == (was && old_torn(old, id)),
           "a slot that may be torn is marked, and no other");
+    check(!was || slotmem_locks_torn(&s->locks, id) >= old_torn(old, id),
+          "and as far as it may be");
 }
 
 /* Nobody holds a lock of it, and its hints hide nothing: each free slot can be
@@ -302,17 +317,36 @@ static void check_usable(ap_slotmem_instance_t *s)
 static void emit(const ap_slotmem_instance_t *s)
 {
     static unsigned char buffers[2 * SINK_SIZE];
-    used_t used = { 0 };
+    unsigned char digest[APR_MD5_DIGESTSIZE], *tail;
+    apr_size_t len = 0;
+    image_t i;
     sink_t k;
 
     memset(&k, 0, sizeof(k));
-    k.mode = SINK_HASH;
     k.buffer = buffers;
     k.other = buffers + SINK_SIZE;
-    check(used_read(s, &used) == APR_SUCCESS, "the table is read");
-    check(used.used <= s->layout.item_num, "no more used than there are");
-    check(image_emit(s, &used, &k) == APR_SUCCESS, "an image is made");
-    free(used.words);
+    k.patience = SLOTMEM_SNAPSHOT_TRIES;
+    check(image_begin(&i, s, &k) == APR_SUCCESS, "the table is read");
+    check(image_free_slots(&i) <= s->layout.item_num,
+          "no more used than there are");
+    check(image_digest(&i, digest) == APR_SUCCESS, "an image is made");
+    tail = image_tail(&i, digest, &len);
+    check(tail && len >= 32, "and its end");
+    free(tail);
+    image_end(&i);
+}
+
+/* Ends the search for what a cleared table no longer shows. */
+static void settle(ap_slotmem_instance_t *s)
+{
+    if (s->search) {
+        (void)slotmem_search_end(s->search);
+        s->search = NULL;
+    }
+    if (s->claims) {
+        memset(s->claims, 0,
+               slotmem_words_for(s->layout.item_num) * sizeof(*s->claims));
+    }
 }
 
 /* ------------------------------------------------------------------------
@@ -327,6 +361,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 
     (void)argc, (void)argv;
     apr_initialize();
+    check(registry_open() == APR_SUCCESS, "a registry");
+    self.role = ROLE_CHILD; /* no consumer is configuring */
     retained = calloc(1, sizeof(*retained));
     for (i = 0; i < NUMS; i++) {
         segment_prepare(&old_segments[i], nums[i]);
@@ -337,6 +373,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+    static apr_uint64_t claims[4200 / 64 + 1];
     static char before[1 << 18];
     input_t in = { data, size };
     ap_slotmem_instance_t *old = &old_segments[nums_index(take(&in, 1))];
@@ -346,7 +383,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     standin_clock = apr_time_from_sec(1700000000);
     old->type = s->type = how & 15;
-    s->grown_left = 0;
+    memset(claims, 0x92, sizeof(claims)); /* not slot 0 */
+    old->claims = how & 64 ? claims : NULL;
     memset(s->header, 0, s->layout.total);
     words_begin(&in, old, how >> 4 & 3);
     words_change(&in, old);
@@ -354,17 +392,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     memcpy(before, old->header, old->layout.total);
 
     emit(old);
-    if (adopt_fill(s, old)) {
+    if (inherit_memory(s, old, ORIGIN_MEMORY)) {
         check(!old_is_cut(old, s->layout.item_num), "nothing was cut off");
         for (id = 0; id < s->layout.item_num; id++) {
             check_slot(s, old, id);
         }
+        settle(s);
     }
     else {
         check(old_is_cut(old, s->layout.item_num),
               "nothing is lost needlessly");
-        check(all_zero((const unsigned char *)(s->header + 1),
-                       s->layout.total - sizeof(*s->header)),
+        check(slotmem_all_zero(s->header + 1,
+                               s->layout.total - sizeof(*s->header)),
               "nothing is left of what was refused");
     }
     check(memcmp(before, old->header, old->layout.total) == 0,

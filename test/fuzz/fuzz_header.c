@@ -59,9 +59,17 @@
 #include "http_log.h"
 
 /* ------------------------------------------------------------------------
- * Stand-ins: the clock, processes, and APR's shared memory, made as APR 1.7
- * makes it (the size in the first word, no look at what mmap() gave)
+ * Stand-ins: the clock, processes, anonymous memory as APR makes it, and an
+ * object that lies under every name
  */
+
+static void check(int holds, const char *what)
+{
+    if (!holds) {
+        fprintf(stderr, "does not hold: %s\n", what);
+        abort();
+    }
+}
 
 static apr_time_t standin_clock;
 
@@ -130,8 +138,6 @@ static struct {
 } spare[64];
 
 #define PAGE ((size_t)4096)
-
-static int object = -1; /* what lies under every name */
 
 static size_t pages_of(size_t len)
 {
@@ -220,37 +226,9 @@ static apr_status_t standin_shm_create(apr_shm_t **m, apr_size_t size,
     return APR_SUCCESS;
 }
 
-static apr_status_t standin_shm_attach(apr_shm_t **m, const char *key,
-                                       apr_pool_t *p)
-{
-    apr_shm_t *s = apr_pcalloc(p, sizeof(*s));
-
-    (void)key;
-    if (pread(object, &s->realsize, 8, 0) != 8) {
-        return APR_EOF;
-    }
-    s->pool = p;
-    s->reqsize = s->realsize - 8;
-    s->base = standin_map(s->realsize, object);
-    if (s->base != MAP_FAILED) {
-        __asan_poison_memory_region(s->base + s->realsize,
-                                    pages_of(s->realsize) - s->realsize);
-    }
-    apr_pool_cleanup_register(p, s, standin_shm_cleanup, apr_pool_cleanup_null);
-    *m = s;
-    return APR_SUCCESS;
-}
-
 static apr_status_t standin_shm_close(apr_shm_t *m)
 {
     return apr_pool_cleanup_run(m->pool, m, standin_shm_cleanup);
-}
-
-static apr_status_t standin_shm_remove(const char *key, apr_pool_t *p)
-{
-    (void)key;
-    (void)p;
-    return APR_SUCCESS;
 }
 
 static void *standin_shm_baseaddr(const apr_shm_t *m)
@@ -258,10 +236,64 @@ static void *standin_shm_baseaddr(const apr_shm_t *m)
     return (char *)((uintptr_t)m->base + 8);
 }
 
-static apr_size_t standin_shm_size(const apr_shm_t *m)
+#include "slotmem_platform.h"
+
+static int object = -1; /* what lies under every name */
+
+static int standin_object_open(platform_object_t *o, const char *key, uid_t uid)
 {
-    return m->reqsize;
+    struct stat st;
+
+    (void)uid;
+    check(key[0] == '/', "a key is a path");
+    platform_object_init(o, PLATFORM_SHM_POSIX);
+    o->fd = dup(object);
+    if (o->fd < 0 || fstat(o->fd, &st) != 0) {
+        abort();
+    }
+    o->size = (uint64_t)st.st_size;
+    return 0;
 }
+
+/* With guard pages around it, and the rest of the last page out of bounds. */
+static int standin_object_map(const platform_object_t *o, void **base,
+                              size_t *len)
+{
+    char *start;
+
+    if (o->size <= o->header) {
+        return EINVAL;
+    }
+    start = standin_map(o->size, o->fd);
+    if (start == MAP_FAILED) {
+        return ENOMEM;
+    }
+    __asan_poison_memory_region(start + o->size, pages_of(o->size) - o->size);
+    *base = start + o->header;
+    *len = o->size - o->header;
+    return 0;
+}
+
+static void standin_object_unmap(enum platform_shm kind, void *base, size_t len)
+{
+    char *start = (char *)base - SLOTMEM_SHM_ALIGN;
+    const size_t pages = pages_of(len + SLOTMEM_SHM_ALIGN);
+
+    check(kind == PLATFORM_SHM_POSIX, "it is the object's");
+    __asan_unpoison_memory_region(start + pages - PAGE, PAGE);
+    munmap(start - PAGE, pages + 2 * PAGE);
+}
+
+static void standin_object_remove(const platform_object_t *o, const char *key)
+{
+    (void)o;
+    (void)key;
+}
+
+#define platform_object_open   standin_object_open
+#define platform_object_map    standin_object_map
+#define platform_unmap         standin_object_unmap
+#define platform_object_remove standin_object_remove
 
 #define apr_time_now             standin_time_now
 #define clock_gettime            standin_gettime
@@ -271,12 +303,8 @@ static apr_size_t standin_shm_size(const apr_shm_t *m)
 #define sigaction(s, a, o)       standin_sigaction(s, a, o)
 #define apr_global_mutex_trylock standin_trylock
 #define apr_shm_create           standin_shm_create
-#define apr_shm_attach           standin_shm_attach
 #define apr_shm_destroy          standin_shm_close
-#define apr_shm_detach           standin_shm_close
-#define apr_shm_remove           standin_shm_remove
 #define apr_shm_baseaddr_get     standin_shm_baseaddr
-#define apr_shm_size_get         standin_shm_size
 
 #include "../../mod_slotmem_shm.c"
 
@@ -305,14 +333,6 @@ static uint64_t take(input_t *in, size_t bytes)
     in->at += bytes;
     in->left -= bytes;
     return v;
-}
-
-static void check(int holds, const char *what)
-{
-    if (!holds) {
-        fprintf(stderr, "does not hold: %s\n", what);
-        abort();
-    }
 }
 
 /* Changes some bytes in [base, base + len). */
@@ -367,18 +387,25 @@ static apr_status_t visit(void *mem, void *data, apr_pool_t *p)
 static void emit_all(ap_slotmem_instance_t *s)
 {
     static unsigned char buffers[2 * SINK_SIZE];
-    used_t used = { 0 };
+    unsigned char digest[APR_MD5_DIGESTSIZE], *tail;
+    apr_size_t len;
+    image_t i;
     sink_t k;
 
     memset(&k, 0, sizeof(k));
-    k.mode = SINK_HASH;
     k.buffer = buffers;
     k.other = buffers + SINK_SIZE;
-    if (used_read(s, &used) == APR_SUCCESS) {
-        check(used.used <= s->layout.item_num, "no more used than there are");
-        image_emit(s, &used, &k);
+    k.patience = SLOTMEM_SNAPSHOT_TRIES;
+    if (image_begin(&i, s, &k) == APR_SUCCESS) {
+        check(image_free_slots(&i) <= s->layout.item_num,
+              "no more used than there are");
+        if (image_digest(&i, digest) == APR_SUCCESS) {
+            tail = image_tail(&i, digest, &len);
+            check(tail != NULL, "a tail");
+            free(tail);
+        }
     }
-    free(used.words);
+    image_end(&i);
 }
 
 static void call_one(input_t *in, ap_slotmem_instance_t *s,
@@ -433,7 +460,8 @@ static void call_one(input_t *in, ap_slotmem_instance_t *s,
         scribble(in, (char *)s->header, s->layout.total);
         break;
     default:
-        stored_note(s);
+        stored_note(s, NULL);
+        (void)is_touched(s);
         break;
     }
 }
@@ -485,7 +513,7 @@ static ap_slotmem_instance_t *fresh(const geometry_t *g, const char *name)
 {
     ap_slotmem_instance_t *s = NULL;
 
-    self.is_child = 1;
+    self.role = ROLE_CHILD;
     check(slotmem_create(&s, name, g->size, g->num, g->type, NULL)
               == APR_SUCCESS,
           "a segment can be made");
@@ -496,6 +524,7 @@ static ap_slotmem_instance_t *fresh(const geometry_t *g, const char *name)
 /* An object that holds a segment of that geometry, changed. */
 static void object_make(input_t *in, const geometry_t *g)
 {
+    static const unsigned char directory[16] = "a directory";
     ap_slotmem_instance_t s;
     size_t len, cut;
     unsigned int changes = (unsigned int)take(in, 1) % 5;
@@ -503,13 +532,14 @@ static void object_make(input_t *in, const geometry_t *g)
 
     memset(&s, 0, sizeof(s));
     check(layout_make(&s.layout, g->size, g->num) == APR_SUCCESS, "it fits");
-    len = layout_request(&s.layout) + 8;
+    len = SLOTMEM_SHM_ALIGN + s.layout.total;
     image = aligned_alloc(SLOTMEM_SHM_ALIGN, slotmem_part_end(len));
     memset(image, 0, len);
     memcpy(image, &len, sizeof(len));
     s.type = g->type;
-    segment_lay(&s, image + 8);
-    segment_format(&s, run_identity);
+    s.memory.base = image + SLOTMEM_SHM_ALIGN;
+    segment_lay(&s);
+    segment_format(&s, run_identity, directory);
     segment_publish(&s);
     while (changes--) {
         scribble(in, image, len);
@@ -529,30 +559,37 @@ static void object_make(input_t *in, const geometry_t *g)
     free(image);
 }
 
+static void orphans_of(char *text)
+{
+    orphans.by_key = apr_hash_make(registry->pool);
+    orphans.by_name = apr_hash_make(registry->pool);
+    marker_parse(text);
+}
+
 static void scene_marker(input_t *in, apr_pool_t *p)
 {
-    const char *head = apr_psprintf(p, MARKER_TITLE "run %s 1 %s\nsegment ",
-                                    run_text(run_identity, p), boot_text(p));
+    const char *head =
+        apr_psprintf(p, MARKER_TITLE "run %s 1 0\nsegment ",
+                     hex_text(p, run_identity, sizeof(run_identity)));
     size_t plain = take(in, 1) % 2 ? strlen(head) : 0;
-    char *text = apr_pcalloc(p, plain + in->left + 1);
-    int i;
+    geometry_t g = geometry(in);
+    apr_hash_index_t *at;
+    char *text;
 
+    object_make(in, &g);
+    text = apr_pcalloc(p, plain + in->left + 1);
     memcpy(text, head, plain);
     memcpy(text + plain, in->at, in->left);
-    marker_parse(text, p);
-    for (i = 0; orphans && i < orphans->nelts; i++) {
-        orphan_t *o = &APR_ARRAY_IDX(orphans, i, orphan_t);
-        layout_t l;
+    orphans_of(text);
+    for (at = apr_hash_first(p, orphans.by_key); at; at = apr_hash_next(at)) {
+        const orphan_t *o = apr_hash_this_val(at);
 
-        if (!o->name) { /* a run that has listed nothing yet */
-            continue;
-        }
         check(*o->name != '\0', "an orphan's name is not empty");
-        name_store(p, o->name);
-        name_key(p, o->name, o->generation);
-        layout_make(&l, o->item_size, o->item_num);
+        check(!o->s || o->s->layout.total == o->s->memory.len,
+              "it is all mapped");
+        check(!o->s || orphan_find(o->name) != NULL, "and can be found");
     }
-    orphans = NULL;
+    orphans_end(0);
 }
 
 static void scene_attach(input_t *in)
@@ -563,11 +600,11 @@ static void scene_attach(input_t *in)
     unsigned int num = 77;
 
     object_make(in, &g);
-    self.is_child = 1;
+    self.role = ROLE_CHILD;
     if (slotmem_attach(&s, "other", &size, &num, NULL) == APR_SUCCESS) {
         check(size == s->layout.item_size && num == s->layout.item_num,
               "attach tells what it found");
-        check(s->layout.total <= s->shm->reqsize, "it is all mapped");
+        check(s->layout.total == s->memory.len, "it is all mapped");
         call_many(in, s);
     }
     else {
@@ -578,35 +615,45 @@ static void scene_attach(input_t *in)
 
 static void scene_takeover(input_t *in, apr_pool_t *p)
 {
-    geometry_t g = geometry(in), now = g;
+    geometry_t g = geometry(in), now;
     ap_slotmem_instance_t *s;
-    char *text;
     orphan_t *o;
 
+    g.type |= AP_SLOTMEM_TYPE_PERSIST;
+    now = g;
     object_make(in, &g);
     if (take(in, 1) % 4 == 0) {
         now.num = (unsigned int)take(in, 1);
     }
-    text = apr_psprintf(
-        p,
-        MARKER_TITLE "run %s 1 %s\nsegment 0 %x %" APR_SIZE_T_FMT
-                     " %u 616263\n",
-        run_text(run_identity, p), boot_text(p), g.type, g.size, g.num);
-    marker_parse(text, p);
-    check(orphans != NULL, "the marker lists it");
-    o = &APR_ARRAY_IDX(orphans, orphans->nelts - 1, orphan_t);
-    check(o->name && !strcmp(o->name, "abc"), "by its name");
+    orphans_of(apr_psprintf(p,
+                            MARKER_TITLE
+                            "run %s 1 0\nsegment 0 0 %x %" APR_SIZE_T_FMT
+                            " %u 616263 1-2,64\n",
+                            hex_text(p, run_identity, sizeof(run_identity)),
+                            g.type, g.size, g.num));
+    check(apr_hash_count(orphans.by_key) == 1, "the marker lists it");
     s = fresh(&now, NULL);
     s->name = "abc";
-    if (orphan_map(o, p) == APR_SUCCESS) {
-        check(o->s->layout.total <= o->memory.shm->reqsize, "it is all mapped");
+    o = orphan_find("abc");
+    if (o) {
+        check(o->s->layout.total == o->s->memory.len, "it is all mapped");
+        check(o->s->type == g.type && o->s->layout.item_num == g.num
+                  && o->s->layout.item_size == g.size,
+              "it is what the marker says");
         emit_all(o->s);
-        adopt_fill(s, o->s);
-        orphan_detach(o);
+        (void)orphan_is_newer(o);
+        (void)inherit_memory(s, o->s, ORIGIN_MEMORY);
     }
     emit_all(s);
+    if (s->search) {
+        self.role = ROLE_CONFIGURING;
+        call_many(in, s);
+        self.role = ROLE_CHILD;
+        (void)slotmem_search_end(s->search);
+        s->search = NULL;
+    }
     call_many(in, s);
-    orphans = NULL;
+    orphans_end(0);
 }
 
 static void scene_calls(input_t *in)
@@ -644,7 +691,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (registry_open() != APR_SUCCESS) {
         abort();
     }
-    apr_pool_create(&p, registry.pool);
+    apr_pool_create(&p, registry->pool);
     standin_clock = apr_time_from_sec(1700000000);
     process_note_self();
     switch (take(&in, 1) % 4) {
@@ -661,7 +708,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         scene_calls(&in);
         break;
     }
-    apr_pool_destroy(registry.pool);
-    memset(&registry, 0, sizeof(registry));
+    registry_close(registry);
+    registry = NULL;
     return 0;
 }

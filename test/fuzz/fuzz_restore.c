@@ -326,7 +326,8 @@ static void check_empty(const ap_slotmem_instance_t *s)
 {
     const unsigned char *memory = (const unsigned char *)s->header;
 
-    check(slotmem_all_zero(memory, (size_t)((const unsigned char *)s->slots - memory)
+    check(slotmem_all_zero(memory,
+                           (size_t)((const unsigned char *)s->slots - memory)
                                + s->layout.slots_len),
           "nothing of a file that is refused is left in the segment");
 }

@@ -32,7 +32,7 @@ seconds=${1:-${FUZZ_SECONDS:-20}}
 mkdir -p "$top/build/fuzz/header.corpus"
 cd "$top/build/fuzz"
 # shellcheck disable=SC2046  # the tools answer with words
-$clang -std=gnu11 -g -O1 -Wall -Wextra -D_GNU_SOURCE \
+$clang -std=gnu11 -g -O1 -Wall -Wextra -Wno-unused-function -D_GNU_SOURCE \
     -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
     $($apr --cppflags) -I"$($apxs -q INCLUDEDIR)" $($apr --includes) \
     $($apu --includes) -I"$top/include" -o fuzz_header \

@@ -53,9 +53,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
 JOBS = int(os.environ.get("MUTANT_JOBS", "2"))
 LIMIT = float(os.environ.get("MUTANT_LIMIT", "900"))
-NEEDED = ("Makefile", "Makefile.in", "config.m4", "README.md", "CHANGES",
-          "LICENSE", ".clang-format", "mod_slotmem_shm.c", "include", "doc",
-          "test")
+# Of the tree, what a copy does without.
+LEFT_OUT = shutil.ignore_patterns(".git", "build", ".libs", "__pycache__",
+                                  "mutants", "*.lo", "*.la", "*.slo", "*.o")
 
 
 class Broken(Exception):
@@ -91,15 +91,7 @@ class Tree:
 
     def __init__(self, folder, origin=TOP):
         self.folder, self.origin = folder, origin
-        os.makedirs(folder)
-        for name in NEEDED:
-            origin, copy = (os.path.join(top, name)
-                            for top in (self.origin, folder))
-            if os.path.isdir(origin):
-                shutil.copytree(origin, copy, ignore=shutil.ignore_patterns(
-                    "__pycache__", "mutants"))
-            elif os.path.exists(origin):
-                shutil.copy(origin, copy)
+        shutil.copytree(origin, folder, ignore=LEFT_OUT)
         self.run(["make", "clean"])
         self.build()
 

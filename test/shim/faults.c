@@ -518,17 +518,23 @@ ssize_t read(int fd, void *buffer, size_t len)
     END(verdict, result);
 }
 
-ssize_t pread(int fd, void *buffer, size_t len, off_t off)
-{
-    int verdict = judge_fd("pread", fd);
-    ssize_t result;
-
-    if (verdict == FAIL) {
-        return -1;
+#define PREAD(name, type)                                                      \
+    ssize_t name(int fd, void *buffer, size_t len, type off)                   \
+    {                                                                          \
+        int verdict = judge_fd("pread", fd);                                   \
+        ssize_t result;                                                        \
+        if (verdict == FAIL) {                                                 \
+            return -1;                                                         \
+        }                                                                      \
+        if (verdict == SHORT && len > 1) {                                     \
+            len /= 2;                                                          \
+        }                                                                      \
+        result = REAL(name)(fd, buffer, len, off);                             \
+        END(verdict, result);                                                  \
     }
-    result = REAL(pread)(fd, buffer, len, off);
-    END(verdict, result);
-}
+
+PREAD(pread, off_t)
+PREAD(pread64, off64_t)
 
 off_t lseek(int fd, off_t off, int whence)
 {
@@ -564,6 +570,32 @@ ssize_t write(int fd, const void *buffer, size_t len)
     }
     END(verdict, result);
 }
+
+#define PWRITE(name, type)                                                     \
+    ssize_t name(int fd, const void *buffer, size_t len, type off)             \
+    {                                                                          \
+        char path[PATH_LEN];                                                   \
+        ssize_t result;                                                        \
+        int watched = is_watched(path_of(fd, path));                           \
+        int verdict = watched ? judge("pwrite", path) : GO_ON;                 \
+        if (verdict == FAIL) {                                                 \
+            return -1;                                                         \
+        }                                                                      \
+        if (verdict == SHORT || verdict == TORN) {                             \
+            len = len > 1 ? len / 2 : len;                                     \
+        }                                                                      \
+        result = REAL(name)(fd, buffer, len, off);                             \
+        if (watched) {                                                         \
+            dirty_note(fd, path);                                              \
+        }                                                                      \
+        if (verdict == TORN) {                                                 \
+            die();                                                             \
+        }                                                                      \
+        END(verdict, result);                                                  \
+    }
+
+PWRITE(pwrite, off_t)
+PWRITE(pwrite64, off64_t)
 
 #define FLUSH(name)                                                            \
     int name(int fd)                                                           \

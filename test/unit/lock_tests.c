@@ -505,6 +505,12 @@ static void test_a_put_as_long_as_the_torn_one_heals(void **state)
     assert_int_equal(put_byte(s, 5 + SLOTMEM_STRIPES_MAX, 0x22, 16),
                      APR_SUCCESS);
     assert_false(lock->word & SLOTMEM_LOCK_TORN);
+
+    /* In whichever order they came. */
+    slotmem_locks_tear(&s->locks, 5, 16);
+    slotmem_locks_tear(&s->locks, 5 + SLOTMEM_STRIPES_MAX, 8);
+    assert_int_equal(put_byte(s, 5, 0x22, 8), APR_SUCCESS);
+    assert_int_equal(get_byte(s, 5, 8), -APR_EINCOMPLETE);
     segment_free(s);
 }
 
@@ -516,6 +522,11 @@ static void test_a_get_that_died_tears_nothing(void **state)
     (void)state;
     after_death(&d, die_during_get, 1);
     assert_int_equal(get_byte(s, 5, 64), 0x11);
+    assert_int_equal(get_byte(s, 5 + SLOTMEM_STRIPES_MAX, 64), 0x11);
+    /* Nor does it make whole what another death has torn. */
+    slotmem_locks_tear(&s->locks, 5, 64);
+    after_death(&d, die_during_get, 1);
+    assert_int_equal(get_byte(s, 5, 64), -APR_EINCOMPLETE);
     assert_int_equal(get_byte(s, 5 + SLOTMEM_STRIPES_MAX, 64), 0x11);
     segment_free(s);
 }
@@ -571,6 +582,13 @@ static void test_mending_makes_a_word_that_never_was(void **state)
         slotmem_lock_mend(&s->locks, 5, d.word);
         assert_false(s->locks.lock[5].word & SLOTMEM_LOCK_HELD);
     }
+    /* A held word has no room for all of a long sequence: what is left of it
+     * would be the word after one of the first writes. */
+    s->locks.lock[5].word =
+        (UINT64_C(1) << SLOTMEM_LOCK_LOW_BITS) + SLOTMEM_LOCK_STEP;
+    after_death(&d, die_during_put, 1);
+    slotmem_lock_mend(&s->locks, 5, d.word);
+    assert_true(s->locks.lock[5].word >> SLOTMEM_LOCK_LOW_BITS);
     segment_free(s);
 }
 

@@ -413,6 +413,52 @@ static int clear(const char *key, int ours)
     return rv;
 }
 
+/* A path may say what it likes, and be as long as the system allows: wherever
+ * a reader's buffer ends, it is no line of its own. */
+static void test_a_name_fakes_no_mapping(void **state)
+{
+#ifdef __linux__
+    static char long_dir[200], file[251];
+    const char *self = apr_psprintf(pool, "%ld", (long)getpid());
+    const char *victim = in_folder("victim"), *dir, *path, *fake;
+    struct stat st, decoy;
+    size_t shift, at;
+    char *base;
+    int fd;
+
+    (void)state;
+    fd = open(victim, O_RDWR | O_CREAT, 0600);
+    assert_true(fd >= 0 && fstat(fd, &st) == 0);
+    close(fd);
+    memset(long_dir, 'd', sizeof(long_dir) - 1);
+    dir = in_folder(long_dir);
+    assert_int_equal(mkdir(dir, 0700), 0);
+    fake = apr_psprintf(pool, "x x x %02x:%02x %" APR_UINT64_T_FMT " ",
+                        major(st.st_dev), minor(st.st_dev),
+                        (apr_uint64_t)st.st_ino);
+    for (shift = 0; shift < strlen(fake); shift++) {
+        for (at = 0; at < sizeof(file) - 1; at++) {
+            file[at] = fake[(at + shift) % strlen(fake)];
+        }
+        path = apr_pstrcat(pool, dir, "/", file, NULL);
+        fd = open(path, O_RDWR | O_CREAT, 0600);
+        assert_true(fd >= 0 && fstat(fd, &decoy) == 0);
+        base = mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0);
+        assert_true(base != (char *)MAP_FAILED);
+        close(fd);
+        assert_true(platform_process_maps(self, &decoy));
+        assert_false(platform_process_maps(self, &st));
+        munmap(base, 4096);
+        unlink(path);
+    }
+    rmdir(dir);
+    unlink(victim);
+#else
+    (void)state;
+    skip();
+#endif
+}
+
 static void test_a_key_file_without_a_segment_is_cleared(void **state)
 {
     const char *key = in_folder("booted");
@@ -655,6 +701,7 @@ int main(void)
         cmocka_unit_test(test_what_is_made_is_found_by_apr),
         cmocka_unit_test(test_what_is_there_is_not_made_again),
         cmocka_unit_test(test_what_cannot_be_made_leaves_the_name_free),
+        cmocka_unit_test(test_a_name_fakes_no_mapping),
         cmocka_unit_test(test_a_key_file_without_a_segment_is_cleared),
         cmocka_unit_test(test_a_note_of_eight_letters_is_not_cleared),
         cmocka_unit_test(test_what_another_server_uses_is_not_cleared),

@@ -17,8 +17,10 @@
 # Builds and runs the tests of unit.c: run.sh [BUILD ...] [-- PATTERN]
 #
 # BUILD is plain, thread (ThreadSanitizer, gcc), thread-clang, address
-# (AddressSanitizer and UBSan, clang), or coverage (of test/coverage); plain,
-# thread and address without any.
+# (AddressSanitizer and UBSan, clang), valgrind, or coverage (of
+# test/coverage); plain, thread, address and valgrind without any.  Valgrind,
+# which sees what is read before it was set, lets one thread run at a time: it
+# gets those tests that do not hammer.
 # CC and CLANG name the compilers.  A sanitizer that says anything fails.
 set -eu
 top=$(cd "$(dirname "$0")/../.." && pwd)
@@ -50,13 +52,14 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
 done
 [ $# -eq 0 ] || shift
 
-for name in ${builds:-plain thread address}; do
+for name in ${builds:-plain thread address valgrind}; do
     case $name in
     plain) build plain "$gcc" -O2 ;;
     thread) build thread "$gcc" -O1 -fsanitize=thread -Wno-tsan ;;
     thread-clang) build thread-clang "$clang" -O1 -fsanitize=thread ;;
     address) build address "$clang" -O1 -fsanitize=address,undefined \
                  -fno-sanitize-recover=all ;;
+    valgrind) build valgrind "$gcc" -O1 ;;
     coverage) build coverage "$clang" -O1 -fprofile-instr-generate \
                   -fcoverage-mapping -fprofile-update=atomic \
                   -mllvm -runtime-counter-relocation ;;
@@ -67,6 +70,17 @@ for name in ${builds:-plain thread address}; do
     *) kills=${UNIT_KILLS:-100} ;;
     esac
     echo "unit: $name"
+    if [ "$name" = valgrind ]; then
+        for tests in 'test_layout_*' 'test_names' 'test_the_last_slot_*' \
+            'test_grab_*' 'test_no_slots_*' 'test_hints_*' 'test_release_*' \
+            'test_no_hint_*' 'test_no_word_*' 'test_no_lock_word_*' \
+            'test_lock_word_*' 'test_put_and_get' 'test_doall_*' \
+            'test_a_put_*' 'test_mending_*' 'test_whether_*'; do
+            valgrind --quiet --error-exitcode=67 --child-silent-after-fork=yes \
+                "$out/$name" "$tests"
+        done
+        continue
+    fi
     UNIT_KILLS=$kills TSAN_OPTIONS="halt_on_error=1:exitcode=66:die_after_fork=0" \
     ASAN_OPTIONS="detect_leaks=0:allow_user_segv_handler=1" \
     UBSAN_OPTIONS="print_stacktrace=1" \

@@ -49,6 +49,18 @@ static void test_grab_gives_the_lowest_slot(void **state)
             }
             assert_int_equal(slotmem_grab(s, &id), APR_EINVAL);
         }
+        assert_false(slotmem_table_fgrab(&s->table, num - 1));
+        assert_int_equal(slotmem_release(s, num - 1), APR_SUCCESS);
+        assert_true(slotmem_table_fgrab(&s->table, num - 1));
+        assert_false(slotmem_table_fgrab(&s->table, num - 1));
+        /* Whatever a process writes past the end, there are no such slots. */
+        for (id = 0; id < s->table.words[0]; id++) {
+            s->table.level[0][id] = SLOTMEM_WORD_FULL;
+        }
+        for (id = n = 0; id < slotmem_table_leaves(&s->table); id++) {
+            n += slotmem_bits_count(slotmem_table_leaf(&s->table, id));
+        }
+        assert_int_equal(n, num);
         assert_hints_true(s);
         segment_free(s);
     }
