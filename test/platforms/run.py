@@ -255,7 +255,8 @@ def inside(system, *command, log=None, seconds=None):
     try:
         output, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        process.terminate()             # --kill-child ends all below
+        process.kill()                  # --kill-child ends all below; it
+                                        # heeds no SIGTERM
         output, _ = process.communicate()
         output += f"\nended after {seconds} s\n"
     if log:
