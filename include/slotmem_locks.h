@@ -21,7 +21,7 @@
  *
  * C11, static inline, nothing of httpd or APR.  What lies outside (who am I,
  * does that process live, what time is it) comes in a slotmem_locks_env_t.
- * test/locks validates and measures it, test/relacy runs it under the C11
+ * test/unit validates it, test/relacy runs it under the C11
  * memory model, test/model has the argument as spin models.
  *
  *     shared memory:

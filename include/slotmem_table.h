@@ -19,8 +19,8 @@
  * @brief Which slots are in use: a bitmap in shared memory, lock-free, that
  *        any number of processes change and that survives the death of each.
  *
- * C11, static inline, nothing of httpd or APR.  test/table validates and
- * measures it, test/relacy runs it under the C11 memory model, test/model has
+ * C11, static inline, nothing of httpd or APR.  test/unit validates it,
+ * test/bench measures it, test/relacy runs it under the C11 memory model, test/model has
  * the argument as a spin model.
  *
  *     level 2                  [ 1 word  ]         1 bit a word of level 1
