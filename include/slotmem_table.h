@@ -20,8 +20,8 @@
  *        any number of processes change and that survives the death of each.
  *
  * C11, static inline, nothing of httpd or APR.  test/unit validates it,
- * test/bench measures it, test/relacy runs it under the C11 memory model, test/model has
- * the argument as a spin model.
+ * test/bench measures it, test/relacy runs it under the C11 memory model,
+ * test/model has the argument as a spin model.
  *
  *     level 2                  [ 1 word  ]         1 bit a word of level 1
  *     level 1          [ word 0 | .. | word n ]    1 bit a word of level 0
