@@ -3447,8 +3447,6 @@ static void checkpoint_stop(void)
     checkpoint_forget();
 }
 
-static void checkpoint_start(void);
-
 /* The MPM reaps the helper and calls this, for apr_proc_other_child_*. */
 static void checkpoint_maintain(int reason, void *data, int status)
 {

@@ -39,8 +39,7 @@
  * Tested: every Linux branch by test/unit/platform_tests.c and in a server by
  * `make platforms` (POSIX on Debian 12, System V on Debian 11) and `make
  * portability` (file).  The branches for other systems were written by their
- * manuals; test/portability compiles each against the declarations that those
- * manuals give (test/portability/systems), and no more than that.
+ * manuals, and have been compiled nowhere.
  */
 #ifndef SLOTMEM_PLATFORM_H
 #define SLOTMEM_PLATFORM_H
