@@ -668,9 +668,11 @@ if [ "$errors" = 0 ]; then
     verdict "requests answered with an error: none" ok
 else
     verdict "requests answered with an error: $errors" failed
-    echo "   (how often which status:" \
-        "$(cat "$dir"/client.* | grep -v -e '^200' -e '^000' | sort | uniq -c | tr '\n' ';'))"
-    show_log front
+    echo "--- which answer, and after how many others of the same client:"
+    grep -nv -e '^200' -e '^000' "$dir"/client.* | sed "s|$dir/||"
+    echo "--- what the front server logged, but for heartbeats not in yet:"
+    grep -v 'AH01170: balancer://beats' "$dir/front.log" | tail -n 100
+    show_log backend
 fi
 
 echo
