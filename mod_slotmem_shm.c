@@ -1468,6 +1468,16 @@ enum store_mode {
 
 static const char *const store_suffix[] = { ".new", ".new", ".checkpoint" };
 
+/*
+ * What a restart puts in place is not flushed, and where a file system does not
+ * order a rename after the bytes, a power cut leaves the name with nothing
+ * behind it.  So the file of before, which is flushed, keeps a second name
+ * until the new one is flushed, too.  That name says that the file is not yet:
+ * it is there, empty, where there was no file before, or no links are to be
+ * had.
+ */
+#define STORE_BEFORE ".before"
+
 /* A file written and not yet renamed. */
 typedef struct {
     ap_slotmem_instance_t *s;
@@ -1596,17 +1606,99 @@ static void store_spare_foreign(store_t *st, ap_slotmem_instance_t *s)
     }
 }
 
+static void store_keep_before(store_t *st, const ap_slotmem_instance_t *s)
+{
+    const char *before = name_beside(st->pool, s->store, STORE_BEFORE);
+    int fd;
+
+    /* One that is there is older, and flushed: the file is not. */
+    if (link(s->store, before) != 0 && errno != EEXIST) {
+        fd = open(before, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        if (fd >= 0) {
+            close(fd);
+        }
+    }
+}
+
 static apr_status_t store_rename(store_t *st, ap_slotmem_instance_t *s,
                                  const char *path)
 {
     struct stat info;
+    apr_status_t rv;
 
     if (lstat(path, &info) != 0) {
         return errno;
     }
     store_spare_foreign(st, s);
     stored_note(s, &info);
-    return apr_file_rename(path, s->store, st->pool);
+    if (st->mode == STORE_RESTART) {
+        store_keep_before(st, s);
+    }
+    rv = apr_file_rename(path, s->store, st->pool);
+    if (rv == APR_SUCCESS && st->mode != STORE_RESTART) {
+        unlink(name_beside(st->pool, s->store, STORE_BEFORE));
+    }
+    return rv;
+}
+
+static apr_status_t store_flush_file(const char *path)
+{
+    const int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    apr_status_t rv = fd < 0 ? errno : platform_flush(fd);
+
+    if (fd >= 0) {
+        close(fd);
+    }
+    return rv;
+}
+
+/* Flushes what the last restart has put in place. */
+static void store_flush_late(store_t *st)
+{
+    apr_array_header_t *late =
+        apr_array_make(st->pool, 16, sizeof(ap_slotmem_instance_t *));
+    ap_slotmem_instance_t *s;
+    int i;
+
+    for (s = registry->first; s; s = s->next) {
+        struct stat info;
+
+        if (s->store
+            && lstat(name_beside(st->pool, s->store, STORE_BEFORE), &info)
+                   == 0) {
+            APR_ARRAY_PUSH(late, ap_slotmem_instance_t *) = s;
+            (void)store_dir(st, s);
+        }
+    }
+    if (PLATFORM_FLUSHES_SYSTEMS && late->nelts) {
+        store_flush_systems(st);
+    }
+    for (i = 0; i < late->nelts; i++) {
+        s = APR_ARRAY_IDX(late, i, ap_slotmem_instance_t *);
+        if ((PLATFORM_FLUSHES_SYSTEMS && store_dir(st, s)->fd >= 0)
+            || store_flush_file(s->store) == APR_SUCCESS) {
+            unlink(name_beside(st->pool, s->store, STORE_BEFORE));
+        }
+    }
+}
+
+/* A power cut has left the file without its bytes: the one of before takes its
+ * place.  0: there is none. */
+static int store_go_back(const ap_slotmem_instance_t *s, apr_pool_t *p)
+{
+    const char *before = name_beside(p, s->store, STORE_BEFORE);
+    struct stat info;
+
+    if (lstat(before, &info) != 0 || info.st_size == 0
+        || rename(before, s->store) != 0) {
+        return 0;
+    }
+    ap_log_error(APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
+                 APLOGNO(02551) "slotmem_shm: %s: it is cut short or damaged, "
+                                "as a power cut right after a restart leaves "
+                                "it; %s goes on with the file of before",
+                 s->store, s->name);
+    return 1;
 }
 
 /* Puts all files that have been written in their places. */
@@ -1886,6 +1978,9 @@ static apr_status_t store_all(store_t *st, enum store_mode mode,
                            "stored files keep what they held before");
         return rv;
     }
+    if (mode == STORE_STOP) {
+        store_flush_late(st); /* the helper may not have come to it */
+    }
     for (s = registry->first; s; s = s->next) {
         if (is_stored(s, mode)) {
             store_segment(st, s);
@@ -1971,7 +2066,6 @@ typedef struct {
     unsigned char directory[16]; /* its identity, for headers                */
     registry_t *former;          /* segments of the last generation, or NULL */
     pid_t helper;                /* a checkpoint process; 0: none            */
-    int unflushed;               /* files of the last restart                */
     int doubtful;                /* others could write the marker we found   */
     told_t *told;                /* shared with all that this process forks  */
 } retained_t;
@@ -2892,10 +2986,13 @@ static void persist_restore(ap_slotmem_instance_t *s, apr_pool_t *p)
 
     for (tries = 0; tries < 3; tries++) {
         result = persist_restore_once(s, &rv, p);
-        if (result != RESTORE_UNREADABLE) {
+        if (result == RESTORE_UNREADABLE) {
+            apr_sleep(apr_time_from_msec(10));
+        }
+        else if (result != RESTORE_DAMAGED || !runtime_may_write()
+                 || !store_go_back(s, p)) {
             break;
         }
-        apr_sleep(apr_time_from_msec(10));
     }
     switch (result) {
     case RESTORED:
@@ -2905,7 +3002,10 @@ static void persist_restore(ap_slotmem_instance_t *s, apr_pool_t *p)
                      s->store, slotmem_table_count(&s->table),
                      s->layout.item_num);
         break;
-    case RESTORE_NO_FILE:
+    case RESTORE_NO_FILE: /* who removed it wants to begin anew */
+        if (runtime_may_write()) {
+            unlink(name_beside(p, s->store, STORE_BEFORE));
+        }
         ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf,
                      APLOGNO(02335) "restoring %s: no such file yet", s->store);
         break;
@@ -3251,6 +3351,7 @@ static struct {
 
 /* How long to wait after a look that took so long and wrote so much. */
 typedef struct {
+    apr_uint64_t looks;
     apr_uint64_t took; /* the look before this one             */
     apr_uint64_t debt; /* bytes written beyond what is free    */
     apr_uint64_t paid; /* when that was reckoned last          */
@@ -3281,30 +3382,6 @@ static apr_uint64_t pace_pause(pace_t *pace, apr_uint64_t took,
                                      : pause;
 }
 
-/* What the last restart wrote, and waited for no disk to take. */
-static void checkpoint_flush_late(store_t *st)
-{
-    ap_slotmem_instance_t *s;
-
-    for (s = registry->first; s; s = s->next) {
-        if (s->store) {
-            (void)store_dir(st, s);
-            if (!PLATFORM_FLUSHES_SYSTEMS) {
-                int fd = open(s->store,
-                              O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-
-                if (fd >= 0) {
-                    (void)platform_flush(fd);
-                    close(fd);
-                }
-            }
-        }
-    }
-    if (PLATFORM_FLUSHES_SYSTEMS) {
-        store_flush_systems(st);
-    }
-}
-
 /* One look at everything.  Returns how long to wait for the next. */
 static apr_uint64_t checkpoint_look(pace_t *pace)
 {
@@ -3315,9 +3392,8 @@ static apr_uint64_t checkpoint_look(pace_t *pace)
     if (store_begin(&st, STORE_CHECKPOINT) != APR_SUCCESS) {
         return CHECKPOINT_SECOND;
     }
-    if (retained->unflushed) {
-        checkpoint_flush_late(&st);
-        retained->unflushed = 0;
+    if (pace->looks++ == 0) {
+        store_flush_late(&st);
     }
     for (s = registry->first; s; s = s->next) {
         if (is_stored(s, STORE_CHECKPOINT)) {
@@ -3364,7 +3440,7 @@ static void checkpoint_helper(int pipe)
     static const int signals[] = { SIGTERM, SIGHUP,   SIGINT,
                                    SIGUSR1, SIGWINCH, SIGPIPE };
     ap_listen_rec *listener;
-    pace_t pace = { 0, 0, 0 };
+    pace_t pace = { 0, 0, 0, 0 };
     sigset_t none;
     apr_size_t i;
 
@@ -3531,7 +3607,6 @@ static void checkpoint_start(void)
     checkpoint.count = registry->count;
     checkpoint.called_off = 0;
     retained->helper = pid;
-    retained->unflushed = 0;
     checkpoint_register();
     ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf,
                  "slotmem_shm: checkpoint process %" APR_PID_T_FMT " began",
@@ -4753,7 +4828,6 @@ static apr_status_t slotmem_close(void *data)
             runtime_succeed(before);
         }
         if (runtime_may_write() && store_is_wanted()) {
-            retained->unflushed = !exiting;
             store_all(&st, exiting ? STORE_STOP : STORE_RESTART,
                       &retained->told->failing);
             store_sweep_all(); /* what the helper was about to write */

@@ -70,13 +70,25 @@ static char plan[256];
 static unsigned long counted;
 static pid_t counting;
 
-/* What was written and not flushed; lost in a power cut. */
-static struct {
+/* What was written and not flushed; lost in a power cut.  Shared with all that
+ * the server forks: its helper flushes what the parent wrote. */
+static struct dirty {
     dev_t dev;
     ino_t ino;
     char path[PATH_LEN];
-} dirty[DIRTY_MAX];
-static int dirty_count;
+} *dirty;
+static int *dirty_number;
+#define dirty_count (*dirty_number)
+
+__attribute__((constructor)) static void dirty_begin(void)
+{
+    dirty = mmap(NULL, (DIRTY_MAX + 1) * sizeof(*dirty),
+                 PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (dirty == MAP_FAILED) {
+        abort();
+    }
+    dirty_number = (int *)&dirty[DIRTY_MAX];
+}
 
 /* The system's own calls, past every wrapper. */
 
@@ -373,6 +385,7 @@ static const char *below(const char *path)
 }
 
 BY_PATH(unlink, (const char *path), (path), path)
+BY_PATH(link, (const char *from, const char *to), (from, to), to)
 BY_PATH(stat, (const char *restrict path, struct stat *restrict st), (path, st),
         below(path))
 BY_PATH(lstat, (const char *restrict path, struct stat *restrict st),
