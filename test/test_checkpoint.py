@@ -520,15 +520,15 @@ def test_what_a_restart_stored_is_flushed_after_it(fast):
     put(server, b"text")
     wait_stored(server, b"text")
     wait_looks(server, 1)
-    server.faults.arm(0, "none", "any", "fsync,fdatasync,syncfs")
-    for step in server.graceful, server.restart:
+    for step, text in (server.graceful, b"one"), (server.restart, b"other"):
+        server.faults.arm(0, "none", "any", "fsync,fdatasync,syncfs")
+        put(server, text)
         step()
         wait_looks(server, 1)
         flushed = {os.path.realpath(path)
                    for _, path in server.faults.disarm()}
         assert os.path.realpath(server.run_dir) in flushed
-        server.faults.arm(0, "none", "any", "fsync,fdatasync,syncfs")
-    server.faults.disarm()
+        assert not os.path.exists(server.persist_path("seg") + ".before")
 
 
 def test_checkpoints_go_on_after_restarts(fast, mpm):

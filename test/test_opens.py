@@ -458,6 +458,59 @@ def test_stored_file_that_is_none(httpd, kind):
     assert read(victim(server)) == b"root's"
 
 
+def damaged_with_one_of_before(httpd):
+    """A server that was stopped, its stored file cut as a power cut right after
+    a restart leaves it; and a good one, as it was before."""
+    server = in_a_directory_of_the_childrens(httpd)
+    path = server.persist_path(f"{server.root}/theirs/abs")
+    server.start()
+    assert server.slotmem().fgrab("abs", 0).ok
+    assert server.slotmem().put("abs", 0, b"before").ok
+    server.stop()
+    os.rename(path, path + ".before")
+    with open(path, "wb"):
+        pass
+    return server, path
+
+
+def test_file_of_before_takes_the_place_of_a_damaged_one(httpd):
+    server, path = damaged_with_one_of_before(httpd)
+    server.expect_log("AH02551: .* goes on with the file of before")
+    server.start()
+    assert text_of(server, "abs") == b"before"
+    server.stop()
+    assert not os.path.lexists(path + ".before")
+    assert not os.path.lexists(path + ".rejected")
+
+
+@pytest.mark.parametrize("kind", sorted(FOREIGN_FILES))
+def test_what_lies_under_the_name_of_before_is_looked_at(httpd, kind):
+    """It is believed no more than what lies under the file's own name."""
+    server, path = damaged_with_one_of_before(httpd)
+    os.unlink(path + ".before")
+    as_user(server.user, PLANTS[kind], path + ".before", victim(server))
+    server.expect_log("AH0255[14]: ")
+    server.allow_log(REFUSED)
+    server.start()
+    assert server.slotmem().info("abs").num_free == 5000
+    assert server.slotmem().fgrab("abs", 0).ok
+    assert server.slotmem().put("abs", 0, b"after").ok
+    server.graceful()
+    server.stop()
+    assert read(victim(server)) == b"root's"
+    server.start()
+    assert text_of(server, "abs") == b"after"
+
+
+def test_removed_file_is_not_replaced_by_the_one_of_before(httpd):
+    """Who removes the stored file wants to begin anew."""
+    server, path = damaged_with_one_of_before(httpd)
+    os.unlink(path)
+    server.start()
+    assert server.slotmem().info("abs").num_free == 5000
+    assert not os.path.lexists(path + ".before")
+
+
 def test_stored_file_of_another_owner(httpd):
     """A whole image which somebody wrote who is neither the parent's user nor
     its children's is not believed."""
