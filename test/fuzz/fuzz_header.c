@@ -563,7 +563,7 @@ static void orphans_of(char *text)
 {
     orphans.by_key = apr_hash_make(registry->pool);
     orphans.by_name = apr_hash_make(registry->pool);
-    marker_parse(text);
+    marker_parse(text, orphan_add, NULL);
 }
 
 static void scene_marker(input_t *in, apr_pool_t *p)
