@@ -76,14 +76,14 @@ static struct dirty {
     dev_t dev;
     ino_t ino;
     char path[PATH_LEN];
-} *dirty;
+} * dirty;
 static int *dirty_number;
 #define dirty_count (*dirty_number)
 
 __attribute__((constructor)) static void dirty_begin(void)
 {
-    dirty = mmap(NULL, (DIRTY_MAX + 1) * sizeof(*dirty),
-                 PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    dirty = mmap(NULL, (DIRTY_MAX + 1) * sizeof(*dirty), PROT_READ | PROT_WRITE,
+                 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (dirty == MAP_FAILED) {
         abort();
     }
