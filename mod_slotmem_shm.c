@@ -31,7 +31,7 @@
  * slack and hurts nobody.
  *
  * A stored file (a PERSIST segment, at stop, restart and every checkpoint;
- * slotmem_image.h reads it):
+ * slotmem_store.h writes it, slotmem_image.h reads it):
  *
  *     +---------+-------+---------------+-----+--------------------+-------+
  *     | free: 8 | slots | 1 byte a slot | MD5 | item_size,num,type | whose |
@@ -56,16 +56,31 @@
  * of them ("inheritance"), and the runtime directory has one state that says
  * what may be written ("runtime directory").
  *
- * Sections, each using only those above it:
+ * What knows no httpd is in headers of its own, each of which opens with what
+ * it is, its format or drawing, and who may call it:
  *
- *     layout              what lies where in a segment
+ *     slotmem_table.h     which slots are in use (lock-free)
+ *     slotmem_locks.h     put against get (lock-free), the dead, what is torn
+ *     slotmem_layout.h    what lies where in a segment
+ *     slotmem_search.h    whose slots are whose, while the parent configures
+ *     slotmem_platform.h  what differs from one system to the next
+ *     slotmem_memory.h    shared memory made and opened; the guard
+ *     slotmem_names.h     names of segments and files
+ *     slotmem_image.h     a stored file, read and checked
+ *     slotmem_store.h     a stored file's image, made of a segment
+ *     slotmem_marker.h    the list of a run's memory: text, lock
+ *     slotmem_pace.h      how long between two checkpoints
+ *     slotmem_status.h    the words of the status page
+ *
+ * Sections here, each using only those above it:
+ *
+ *     segment             as one process sees it
  *     names               keys, stored files
  *     processes           who we are, who lives, the global mutex
- *     guard               reading memory that may be gone
- *     memory              shared memory objects: made, opened, removed
+ *     memory              a segment's header: written, published, believed
  *     registry            the segments of this process
- *     slot claims         whose slots are whose, while the parent configures
- *     store               the image, and the files that hold it
+ *     slot claims         of the configuration, while the parent configures
+ *     store               the files that hold segments, all together
  *     runtime directory   owner, heir, unlisted; the marker
  *     inheritance         what a fresh segment begins with
  *     checkpoint          the process that stores while the server runs
@@ -80,10 +95,8 @@
 #include "apr_general.h"
 #include "apr_global_mutex.h"
 #include "apr_hash.h"
-#include "apr_lib.h"
 #include "apr_md5.h"
 #include "apr_optional_hooks.h"
-#include "apr_shm.h"
 #include "apr_signal.h"
 #include "apr_strings.h"
 #include "apr_thread_mutex.h"
@@ -121,6 +134,7 @@
 #include "slotmem_platform.h"
 #include "slotmem_search.h"
 #include "slotmem_status.h"
+#include "slotmem_store.h"
 #include "slotmem_table.h"
 
 #if !APR_HAS_FORK || !APR_HAS_SHARED_MEMORY
@@ -128,14 +142,13 @@
     "mod_slotmem_shm needs fork() and shared memory (mpm_winnt is not supported)"
 #endif
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
-#include <setjmp.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -624,15 +637,6 @@ static void claim_note(ap_slotmem_instance_t *s, unsigned int id, int on)
     }
 }
 
-/* What slot `id` of a segment holds, for the next life: `used` is its table. */
-static unsigned char slot_kind(const ap_slotmem_instance_t *s, unsigned int id,
-                               int used)
-{
-    return slotmem_set_has(s->claims, id) ? SLOTMEM_SHM_KIND_CONFIGURED
-           : used                         ? SLOTMEM_SHM_KIND_RUNTIME
-                                          : SLOTMEM_SHM_KIND_NONE;
-}
-
 /* The lowest free slot that holds nothing: so long as there is one, nobody
  * gets a slot whose content somebody may still look for. */
 static int zero_grab(ap_slotmem_instance_t *s, unsigned int *id)
@@ -653,281 +657,26 @@ static int zero_grab(ap_slotmem_instance_t *s, unsigned int *id)
 /* ==================== store ==================== */
 
 /*
- * A stored image is made by one function, image_emit, into one of three
- * sinks: to write it (hashing the very bytes that go to the file: hashing
- * live memory and then writing live memory is how a store under load ends in
- * a file that nobody believes), to compare it with a file, or to hash it.
+ * The files that hold segments: which of them are to be written, what becomes
+ * of those that are there, and how they get in their place all together.
+ * slotmem_store.h makes the image, slotmem_image.h reads it.
  */
-#define SINK_SIZE 65536u
-
-enum sink_mode { SINK_WRITE, SINK_COMPARE, SINK_HASH };
-
-typedef struct {
-    enum sink_mode mode;
-    apr_file_t *file;
-    apr_md5_ctx_t md5;
-    apr_size_t fill;
-    unsigned char *buffer; /* SINK_SIZE */
-    unsigned char *other;  /* SINK_SIZE: what the file has */
-    unsigned int patience; /* left, with slots being written */
-} sink_t;
-
-/* Everything of an image but the slots. */
-typedef struct {
-    const ap_slotmem_instance_t *s;
-    apr_uint64_t *used; /* in use: the table, bit by bit        */
-    apr_size_t words;
-    sink_t *sink;
-} image_t;
-
-static apr_status_t sink_flush(sink_t *k)
+static apr_status_t segment_image(image_t *i, const ap_slotmem_instance_t *s,
+                                  sink_t *k)
 {
-    apr_status_t rv = APR_SUCCESS;
+    const image_source_t of = { .layout = &s->layout,
+                                .type = s->type,
+                                .cleared =
+                                    (s->type & AP_SLOTMEM_TYPE_CLEARINUSE) != 0,
+                                .unlocked =
+                                    (s->type & AP_SLOTMEM_TYPE_NOTMPSAFE) != 0,
+                                .with_kinds = claims_matter(s),
+                                .claims = s->claims,
+                                .table = &s->table,
+                                .locks = &s->locks,
+                                .slots = (const slotmem_byte_t *)s->slots };
 
-    if (k->mode == SINK_COMPARE) {
-        rv = apr_file_read_full(k->file, k->other, k->fill, NULL);
-        if (rv == APR_SUCCESS && memcmp(k->buffer, k->other, k->fill) != 0) {
-            rv = APR_EMISMATCH;
-        }
-    }
-    else {
-        apr_md5_update(&k->md5, k->buffer, k->fill);
-        if (k->mode == SINK_WRITE) {
-            rv = apr_file_write_full(k->file, k->buffer, k->fill, NULL);
-        }
-    }
-    k->fill = 0;
-    return rv;
-}
-
-/* Space for `len` bytes, at most SINK_SIZE, that the caller fills in. */
-static apr_status_t sink_room(sink_t *k, apr_size_t len, unsigned char **at)
-{
-    if (k->fill + len > SINK_SIZE) {
-        apr_status_t rv = sink_flush(k);
-        if (rv != APR_SUCCESS) {
-            return rv;
-        }
-    }
-    *at = k->buffer + k->fill;
-    k->fill += len;
-    return APR_SUCCESS;
-}
-
-static apr_status_t used_read_unguarded(void *ctx)
-{
-    image_t *i = ctx;
-    apr_size_t w;
-
-    for (w = 0; w < i->words; w++) {
-        i->used[w] = slotmem_table_leaf(&i->s->table, w);
-    }
-    return APR_SUCCESS;
-}
-
-/* Begins an image: reads the table, once for all that is made of it. */
-static apr_status_t image_begin(image_t *i, const ap_slotmem_instance_t *s,
-                                sink_t *k)
-{
-    i->s = s;
-    i->sink = k;
-    i->words = slotmem_table_leaves(&s->table);
-    i->used = calloc(i->words + 1, sizeof(*i->used));
-    return i->used ? guarded(used_read_unguarded, i) : APR_ENOMEM;
-}
-
-static void image_end(image_t *i)
-{
-    free(i->used);
-    i->used = NULL;
-}
-
-/* The table as the file has it: with CLEARINUSE empty.  The children's own
- * table stays as it is. */
-static int image_used(const image_t *i, unsigned int id)
-{
-    return !(i->s->type & AP_SLOTMEM_TYPE_CLEARINUSE)
-           && slotmem_set_has(i->used, id);
-}
-
-static unsigned int image_free_slots(const image_t *i)
-{
-    unsigned int used = 0;
-    apr_size_t w;
-
-    for (w = 0; w < i->words; w++) {
-        used += slotmem_bits_count(i->used[w]);
-    }
-    return i->s->layout.item_num
-           - (i->s->type & AP_SLOTMEM_TYPE_CLEARINUSE ? 0 : used);
-}
-
-static apr_status_t emit_slots(const ap_slotmem_instance_t *s, sink_t *k)
-{
-    const layout_t *l = &s->layout;
-    unsigned int id;
-    unsigned char *at;
-    apr_status_t rv;
-    apr_size_t off;
-
-    if (l->item_size <= SINK_SIZE && !(s->type & AP_SLOTMEM_TYPE_NOTMPSAFE)) {
-        for (id = 0; id < l->item_num; id++) {
-            rv = sink_room(k, l->item_size, &at);
-            if (rv != APR_SUCCESS) {
-                return rv;
-            }
-            slotmem_locks_snapshot(&s->locks, id, at, &k->patience);
-        }
-        return APR_SUCCESS;
-    }
-    for (off = 0; off < l->slots_len; off += SINK_SIZE) {
-        apr_size_t len =
-            l->slots_len - off < SINK_SIZE ? l->slots_len - off : SINK_SIZE;
-
-        rv = sink_room(k, len, &at);
-        if (rv != APR_SUCCESS) {
-            return rv;
-        }
-        slotmem_copy_out(at, (const slotmem_byte_t *)s->slots + off, len);
-    }
-    return APR_SUCCESS;
-}
-
-static apr_status_t image_emit_unguarded(void *ctx)
-{
-    const image_t *i = ctx;
-    const unsigned int free_slots = image_free_slots(i);
-    unsigned char *at;
-    apr_status_t rv;
-    unsigned int id;
-
-    rv = sink_room(i->sink, SLOTMEM_SHM_FILE_COUNT_SIZE, &at);
-    if (rv == APR_SUCCESS) {
-        memset(at, 0, SLOTMEM_SHM_FILE_COUNT_SIZE);
-        memcpy(at, &free_slots, sizeof(free_slots));
-        rv = emit_slots(i->s, i->sink);
-    }
-    for (id = 0; id < i->s->layout.item_num && rv == APR_SUCCESS; id++) {
-        rv = sink_room(i->sink, 1, &at);
-        if (rv == APR_SUCCESS) {
-            *at = (unsigned char)image_used(i, id);
-        }
-    }
-    return rv == APR_SUCCESS ? sink_flush(i->sink) : rv;
-}
-
-/* Everything up to the digest. */
-static apr_status_t image_emit(image_t *i, enum sink_mode mode,
-                               apr_file_t *file)
-{
-    i->sink->mode = mode;
-    i->sink->file = file;
-    i->sink->fill = 0;
-    apr_md5_init(&i->sink->md5);
-    return guarded(image_emit_unguarded, i);
-}
-
-/* Everything from the digest on: that, the descriptor, and whose the slots of
- * a table that is cleared were.  malloc'ed; NULL when there is no memory. */
-static unsigned char *image_tail(const image_t *i, const unsigned char *digest,
-                                 apr_size_t *len)
-{
-    const ap_slotmem_instance_t *s = i->s;
-    const unsigned int num = s->layout.item_num;
-    unsigned char *tail, *kinds;
-    unsigned int id;
-
-    *len = SLOTMEM_SHM_FILE_DIGEST_SIZE + SLOTMEM_SHM_FILE_DESC_SIZE;
-    tail = malloc(*len + (apr_size_t)slotmem_shm_trailer_size(num));
-    if (!tail) {
-        return NULL;
-    }
-    memcpy(tail, digest, SLOTMEM_SHM_FILE_DIGEST_SIZE);
-    slotmem_image_desc(tail + SLOTMEM_SHM_FILE_DIGEST_SIZE, s->layout.item_size,
-                       num, s->type);
-    if (claims_matter(s)) {
-        kinds = tail + *len;
-        for (id = 0; id < num; id++) {
-            kinds[id] = slot_kind(s, id, slotmem_set_has(i->used, id));
-        }
-        slotmem_image_trailer_end(kinds, num, digest);
-        *len += (apr_size_t)slotmem_shm_trailer_size(num);
-    }
-    return tail;
-}
-
-static apr_status_t image_digest(image_t *i, unsigned char *digest)
-{
-    apr_status_t rv = image_emit(i, SINK_HASH, NULL);
-
-    if (rv == APR_SUCCESS) {
-        apr_md5_final(digest, &i->sink->md5);
-    }
-    return rv;
-}
-
-static apr_status_t image_write(ap_slotmem_instance_t *s, image_t *i,
-                                apr_file_t *file)
-{
-    unsigned char digest[APR_MD5_DIGESTSIZE], *tail;
-    apr_size_t len;
-    apr_status_t rv = image_emit(i, SINK_WRITE, file);
-
-    if (rv != APR_SUCCESS) {
-        return rv;
-    }
-    apr_md5_final(digest, &i->sink->md5);
-    tail = image_tail(i, digest, &len);
-    if (!tail) {
-        return APR_ENOMEM;
-    }
-    apr_md5(s->digest, tail, len);
-    rv = apr_file_write_full(file, tail, len, NULL);
-    free(tail);
-    return rv;
-}
-
-/* What is kept of an image that has been stored: the MD5 of its tail, which
- * has the MD5 of the rest. */
-static int image_is_the_last(const ap_slotmem_instance_t *s, image_t *i)
-{
-    unsigned char digest[APR_MD5_DIGESTSIZE], *tail;
-    apr_size_t len;
-
-    if (image_digest(i, digest) != APR_SUCCESS
-        || (tail = image_tail(i, digest, &len)) == NULL) {
-        return 0;
-    }
-    apr_md5(digest, tail, len);
-    free(tail);
-    return memcmp(digest, s->digest, sizeof(digest)) == 0;
-}
-
-/*
- * Opens a stored file for reading: anybody may have put something there.  No
- * pipe is waited for and no link followed, and what it is is asked of the
- * descriptor.  A file of another user is not believed, unless it is the one
- * as which the children run, who write what is stored anyway.  How many names
- * it has does not matter, since it is only read.  APR_EINVAL: it is no such
- * file.
- */
-static apr_status_t stored_open(apr_file_t **file, const char *path,
-                                struct stat *st, apr_pool_t *p)
-{
-    apr_os_file_t fd =
-        open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-
-    if (fd < 0) { /* ENXIO: a socket */
-        return platform_is_symlink_error(errno) || errno == ENXIO ? APR_EINVAL
-                                                                  : errno;
-    }
-    if (fstat(fd, st) != 0 || !S_ISREG(st->st_mode)
-        || (st->st_uid != geteuid() && st->st_uid != 0
-            && st->st_uid != ap_unixd_config.user_id)) {
-        close(fd);
-        return APR_EINVAL;
-    }
-    return apr_os_file_put(file, &fd, APR_FOPEN_READ, p);
+    return image_begin(i, &of, k);
 }
 
 /*
@@ -957,7 +706,7 @@ static int file_is_good(const ap_slotmem_instance_t *s, const char *path,
     apr_os_file_t fd = -1;
     apr_file_t *file = NULL;
     struct stat st;
-    apr_status_t rv = stored_open(&file, path, &st, p);
+    apr_status_t rv = stored_open(&file, path, &st, ap_unixd_config.user_id, p);
     int found;
 
     if (rv != APR_SUCCESS) {
@@ -1004,16 +753,6 @@ static void store_put_aside(const ap_slotmem_instance_t *s, const char *why,
                        "replace it",
             s->store, why, then, aside);
     }
-}
-
-/* What tells the file that was stored from any other, whatever the clock did
- * since. */
-static apr_uint64_t file_mark(const struct stat *st)
-{
-    return ((apr_uint64_t)st->st_mtim.tv_sec * 1000000000u
-            + (apr_uint64_t)st->st_mtim.tv_nsec)
-               * 31
-           + (apr_uint64_t)st->st_ino;
 }
 
 /*
@@ -1074,37 +813,23 @@ static int note_has(ap_slotmem_instance_t *s, const struct stat *st,
     return st && (n.marks[0] == file_mark(st) || n.marks[1] == file_mark(st));
 }
 
-/* Does the file hold just what memory holds, under a digest that is right? */
+/* Does the file hold just what memory holds, and is it for nobody else to
+ * read? */
 static int image_is_stored(ap_slotmem_instance_t *s, image_t *i, apr_pool_t *p)
 {
-    unsigned char digest[APR_MD5_DIGESTSIZE], *tail = NULL, *found;
     apr_file_t *file;
-    apr_size_t len;
     struct stat st;
-    int same = 0;
+    int same;
 
-    if (stored_open(&file, s->store, &st, p) != APR_SUCCESS) {
+    if (stored_open(&file, s->store, &st, ap_unixd_config.user_id, p)
+        != APR_SUCCESS) {
         return 0;
     }
-    if (!(st.st_mode & 0077) && image_emit(i, SINK_COMPARE, file) == APR_SUCCESS
-        && image_digest(i, digest) == APR_SUCCESS) {
-        tail = image_tail(i, digest, &len);
-        found = tail ? malloc(len + 1) : NULL;
-        same = found
-               && apr_file_read_full(file, found, len, NULL) == APR_SUCCESS
-               && memcmp(found, tail, len) == 0
-               && (apr_uint64_t)st.st_size
-                      == slotmem_shm_file_size(s->layout.item_size,
-                                               s->layout.item_num)
-                             - SLOTMEM_SHM_FILE_DIGEST_SIZE
-                             - SLOTMEM_SHM_FILE_DESC_SIZE + len;
-        if (same) {
-            apr_md5(s->digest, tail, len);
-            s->has_digest = 1;
-            stored_note(s, &st);
-        }
-        free(found);
-        free(tail);
+    same = !(st.st_mode & 0077)
+           && image_is_in(i, file, (apr_uint64_t)st.st_size, s->digest);
+    if (same) {
+        s->has_digest = 1;
+        stored_note(s, &st);
     }
     apr_file_close(file);
     return same;
@@ -1447,7 +1172,7 @@ static int store_is_needless(store_t *st, ap_slotmem_instance_t *s,
                              image_t *image)
 {
     if (st->mode == STORE_CHECKPOINT && s->has_digest) {
-        return image_is_the_last(s, image);
+        return image_bears(image, s->digest);
     }
     return image_is_stored(s, image, st->pool);
 }
@@ -1458,7 +1183,7 @@ static void store_segment(store_t *st, ap_slotmem_instance_t *s)
     image_t image;
     apr_file_t *file = NULL;
     const char *what = "reading memory for";
-    apr_status_t rv = image_begin(&image, s, &st->sink);
+    apr_status_t rv = segment_image(&image, s, &st->sink);
 
     if (rv == APR_SUCCESS && store_is_needless(st, s, &image)) {
         st->unchanged++;
@@ -1474,7 +1199,7 @@ static void store_segment(store_t *st, ap_slotmem_instance_t *s)
         rv = store_open(st, &file, s);
     }
     if (rv == APR_SUCCESS) {
-        rv = image_write(s, &image, file);
+        rv = image_write(&image, file, s->digest);
         what = rv == APR_ENOMEM ? "reading memory for" : "writing";
         if (rv == APR_SUCCESS) {
             what = "closing";
@@ -1841,7 +1566,7 @@ static apr_status_t marker_take(const char *path, pid_t *holder)
             unlink(path);
         }
         close(fd);
-        if (rv == APR_EBUSY && *holder == retained->pid) {
+        if (rv == EBUSY && *holder == retained->pid) {
             /* Ourselves, before the server detached, about to end. */
             apr_sleep(apr_time_from_msec(50));
         }
@@ -1945,7 +1670,7 @@ static int runtime_look(enum runtime_state *before)
         rv = path ? marker_take(path, &holder) : APR_ENOTDIR;
     }
     retained->state = rv == APR_SUCCESS ? RUNTIME_OWNER
-                      : rv == APR_EBUSY ? RUNTIME_HEIR
+                      : rv == EBUSY     ? RUNTIME_HEIR
                                         : RUNTIME_UNLISTED;
     retained->told->state = retained->state;
     retained->pid = getpid();
@@ -2224,7 +1949,7 @@ static apr_status_t legacy_copy_unguarded(void *ctx)
         const int used = slotmem_table_used(&g->old->table, id);
 
         if (g->kinds) {
-            g->kinds[id] = slot_kind(g->old, id, used);
+            g->kinds[id] = slotmem_kind_of(g->old->claims, id, used);
         }
         if (id < s->layout.item_num) {
             slotmem_locks_carry(&s->locks, id, &g->old->locks, id, &patience);
@@ -2391,7 +2116,7 @@ static enum restored persist_restore_once(ap_slotmem_instance_t *s,
     apr_file_t *file = NULL;
     struct stat st;
 
-    *rv = stored_open(&file, s->store, &st, p);
+    *rv = stored_open(&file, s->store, &st, ap_unixd_config.user_id, p);
     if (APR_STATUS_IS_ENOENT(*rv) || APR_STATUS_IS_ENOTDIR(*rv)
         || APR_STATUS_IS_ENAMETOOLONG(*rv)) {
         return RESTORE_NO_FILE;

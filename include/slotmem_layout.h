@@ -43,7 +43,7 @@ _Static_assert(sizeof(struct slotmem_shm_header) == 128
                "the header is part of the published layout");
 
 /** Where everything lies, from the header; computed from what the caller
- * asked for, kept in private memory, never read back from the segment. */
+ *  asked for, kept in private memory, never read back from the segment. */
 typedef struct {
     size_t item_size;
     unsigned int item_num;
@@ -82,7 +82,7 @@ static inline int layout_make(layout_t *l, size_t item_size,
 }
 
 /** Does the header, read and private, describe a segment of that run that
- * takes just `len` bytes?  Fills in the layout that it describes. */
+ *  takes just `len` bytes?  Fills in the layout that it describes. */
 static inline int layout_of_header(const struct slotmem_shm_header *h,
                                    uint64_t len, const unsigned char *run,
                                    layout_t *l)

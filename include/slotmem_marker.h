@@ -323,7 +323,7 @@ static inline int marker_lock(int fd, pid_t *holder)
 }
 
 /** The marker, opened so that a link planted in its place is not followed and
- * a pipe not waited for. */
+ *  a pipe not waited for. */
 static inline int marker_open(const char *path, int *fd)
 {
     const int flags = O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;

@@ -33,7 +33,8 @@
  *     memory_make_anonymous  no object, no name      memory_unmap
  *     object_remove          its name goes, mappings stay
  *
- * All but guarded() may be called by any thread.
+ * Any thread may call these; guarded(), and with it memory_make_anonymous(),
+ * one thread of a process at a time.
  */
 #ifndef SLOTMEM_MEMORY_H
 #define SLOTMEM_MEMORY_H
@@ -80,7 +81,7 @@ static inline void guard_handler(int signum)
 }
 
 /** Runs fn(ctx); APR_ENOMEM if it touched memory that is not there.  Called
- * by the only thread of the parent or of its helper. */
+ *  by the only thread of the parent or of its helper. */
 static inline apr_status_t guarded(apr_status_t (*fn)(void *ctx), void *ctx)
 {
     struct sigaction action;
@@ -218,7 +219,7 @@ static inline apr_status_t memory_make_named(memory_t *m, apr_size_t len,
 }
 
 /** Takes the name of an object that this process or its former self made off
- * the system.  Mappings stay. */
+ *  the system.  Mappings stay. */
 static inline void object_remove(const char *key)
 {
     platform_object_t o;

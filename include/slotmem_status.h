@@ -231,8 +231,8 @@ static inline const char *status_stored(const status_out_t *o,
 }
 
 /** What matters first, since a phone shows the left of the table.  The bar is
- * made of borders, in the colour of the text: a browser that darkens the page
- * takes a background for one, and leaves black on black. */
+ *  made of borders, in the colour of the text: a browser that darkens the page
+ *  takes a background for one, and leaves black on black. */
 static inline void status_row_table(const status_out_t *o,
                                     const status_row_t *row)
 {
@@ -314,7 +314,7 @@ static inline void status_tally_auto(const status_out_t *o,
 }
 
 /** Above the table, in words: how full, what is stored, and what the last
- * restart brought back. */
+ *  restart brought back. */
 static inline void status_tally_page(const status_out_t *o,
                                      const status_tally_t *t)
 {
