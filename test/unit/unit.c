@@ -245,6 +245,7 @@ static void wait_for_state(pid_t pid, char state)
 #include "table_tests.c"
 #include "lock_tests.c"
 #include "mutex_tests.c"
+#include "header_tests.c"
 
 static int unit_start(void **state)
 {
@@ -280,6 +281,7 @@ int main(int argc, char **argv)
         TABLE_TESTS,
         LOCK_TESTS,
         MUTEX_TESTS,
+        HEADER_TESTS,
     };
 
     if (argc > 1) {
