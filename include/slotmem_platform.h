@@ -1169,6 +1169,27 @@ static inline void platform_sweep_keys(const char *dir,
     }
 }
 
+/* May there be objects of APR's?  No is said only where they can be listed. */
+static int platform_has_objects(void)
+{
+#ifdef __linux__
+    DIR *d = platform_shm_kind() == PLATFORM_SHM_POSIX ? opendir(PLATFORM_DIR)
+                                                       : NULL;
+    struct dirent *entry;
+    int found = d == NULL;
+
+    while (!found && (entry = readdir(d)) != NULL) {
+        found = strncmp(entry->d_name, "ShM.", 4) == 0;
+    }
+    if (d) {
+        closedir(d);
+    }
+    return found;
+#else
+    return 1;
+#endif
+}
+
 /* POSIX objects of `uid` whose header is wanted.  Their names are hashes, so all have
  * to be looked at, and only Linux has them where they can be. */
 static inline void platform_sweep_posix(platform_wanted_fn *wanted,
