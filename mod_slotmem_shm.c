@@ -819,7 +819,7 @@ static int note_has(ap_slotmem_instance_t *s, const struct stat *st,
 static int image_is_stored(ap_slotmem_instance_t *s, image_t *i, apr_pool_t *p)
 {
     apr_file_t *file;
-    struct stat st;
+    struct stat st = { 0 };
     int same;
 
     if (stored_open(&file, s->store, &st, ap_unixd_config.user_id, p)

@@ -1095,7 +1095,7 @@ static inline int platform_name_clear(const char *key, int ours, int *hold)
     if (id < 0) {
         free = 1;
     }
-    else if ((rv = platform_sysv_stat(&o, id, geteuid())) != 0) {
+    else if (platform_sysv_stat(&o, id, geteuid()) != 0) {
         free = 1;
         *hold = fd;
     }
