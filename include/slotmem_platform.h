@@ -1170,7 +1170,7 @@ static inline void platform_sweep_keys(const char *dir,
 }
 
 /* May there be objects of APR's?  No is said only where they can be listed. */
-static int platform_has_objects(void)
+static inline int platform_has_objects(void)
 {
 #ifdef __linux__
     DIR *d = platform_shm_kind() == PLATFORM_SHM_POSIX ? opendir(PLATFORM_DIR)
