@@ -387,8 +387,9 @@ static inline const char *platform_shm_advice(int error)
     switch (platform_shm_kind()) {
     case PLATFORM_SHM_SYSV:
         if (error == ENOSPC) {
-            return "Does ipcs -m show as many segments, or as much memory, as "
-                   "the system allows (on Linux, sysctl kernel.shmmni and "
+            return "Has the directory of the key file room, or does ipcs -m "
+                   "show as many segments, or as much memory, as the system "
+                   "allows (on Linux, sysctl kernel.shmmni and "
                    "kernel.shmall)?";
         }
         if (error == EINVAL) {
@@ -1025,13 +1026,30 @@ static inline int platform_is_mapped(int fd, const struct stat *st)
  * there: as a size that is more than an eighth of all addresses, which no
  * segment has, since no letter's byte has its upper three bits clear.
  */
-static inline int platform_is_key_file(int fd, const struct stat *st)
+static inline int platform_is_key_file(int fd, const struct stat *st,
+                                       size_t *size)
 {
-    size_t size = 0;
+    return st->st_size == (off_t)sizeof(*size)
+           && pread(fd, size, sizeof(*size), 0) == (ssize_t)sizeof(*size)
+           && *size <= SIZE_MAX >> 3;
+}
 
-    return st->st_size == (off_t)sizeof(size)
-           && pread(fd, &size, sizeof(size), 0) == (ssize_t)sizeof(size)
-           && size <= SIZE_MAX >> 3;
+/*
+ * Did a dead run make that segment, which nobody has attached, for the key
+ * file that gives this size?  One of this module bears our magic.  httpd's own
+ * bears nothing, but it has the size exactly, and its maker, the parent, has
+ * ended: between making and attaching one it lives.
+ */
+static inline int platform_sysv_is_left(const platform_object_t *o, size_t size)
+{
+    uint64_t magic = 0;
+
+    if (o->attached != 0) {
+        return 0;
+    }
+    return (platform_object_read(o, o->header, &magic, sizeof(magic)) == 0
+            && magic == SLOTMEM_SHM_MAGIC)
+           || (o->size == size && kill(o->creator, 0) != 0 && errno == ESRCH);
 }
 
 /*
@@ -1048,7 +1066,8 @@ static inline int platform_is_key_file(int fd, const struct stat *st)
  *     a key file without a segment      always: the machine booted, or whoever
  *                                       made it died in between
  *     a segment of this user            if `ours`; or if nobody has it mapped
- *                                       and it bears our magic: a dead run's
+ *                                       and it is a dead run's, of this
+ *                                       module or of httpd's own
  *     somebody else's segment           never the segment.  ftok() makes a
  *                                       number of 16 bits of the inode and 8
  *                                       of the path, so two key files may
@@ -1063,8 +1082,8 @@ static inline int platform_is_key_file(int fd, const struct stat *st)
 static inline int platform_name_clear(const char *key, int ours, int *hold)
 {
     platform_object_t o;
-    uint64_t magic = 0;
     struct stat st = { 0 };
+    size_t size = 0;
     int fd, id, rv, free = ours;
 
     *hold = -1;
@@ -1087,7 +1106,7 @@ static inline int platform_name_clear(const char *key, int ours, int *hold)
         /* Nothing any more, or something else that was planted. */
         return rv == ENOENT || (ours && unlink(key) == 0);
     }
-    if (!platform_is_key_file(fd, &st)) {
+    if (!platform_is_key_file(fd, &st, &size)) {
         close(fd);
         return ours && unlink(key) == 0;
     }
@@ -1100,11 +1119,7 @@ static inline int platform_name_clear(const char *key, int ours, int *hold)
         *hold = fd;
     }
     else {
-        free = ours
-               || (o.attached == 0
-                   && platform_object_read(&o, o.header, &magic, sizeof(magic))
-                          == 0
-                   && magic == SLOTMEM_SHM_MAGIC);
+        free = ours || platform_sysv_is_left(&o, size);
         if (free) {
             shmctl(o.shmid, IPC_RMID, NULL);
         }

@@ -29,6 +29,7 @@ import time
 import pytest
 
 import httpd as harness
+import sharedmem
 import shim
 import storedfile
 from rundir import in_file, put, text_of, wait_stored
@@ -47,7 +48,7 @@ FLUSH = "fsync,fdatasync,syncfs"
 def empty_memory(server):
     """A new container's /dev/shm."""
     for path in server.leaked_shm():
-        os.unlink(path)
+        sharedmem.remove(path)
 
 
 def shortest_delay(server, rounds=5, good=3.5):

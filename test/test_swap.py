@@ -22,6 +22,7 @@ import tempfile
 import pytest
 
 import httpd as harness
+import sharedmem
 from rundir import (left_over, marker, put, relation, text_of, wait_stored)
 
 CONF = """
@@ -158,12 +159,12 @@ def test_stock_module_that_lives_is_not_robbed(httpd, our_module,
     second = httpd(conf.format(name), start=False)
     second.expect_log("AH02611")
     second.start()
-    assert os.path.exists(first.shm_path(name))
+    assert sharedmem.exists(first.shm_path(name))
     put(first, b"first", "abs")
     put(second, b"second", "abs")
     assert text_of(first, "abs") == b"first"
     second.stop()
-    assert os.path.exists(first.shm_path(name))
+    assert sharedmem.exists(first.shm_path(name))
 
 
 @pytest.mark.parametrize("how", ["graceful", "stop", "kill"])

@@ -141,6 +141,10 @@ def make_root(system):
             raise Failed(f"mmdebstrap failed; see {log}")
     if foreign:
         finish_unpacked(system.root)
+    # What an installer writes: httpd asks for the name of each address that a
+    # virtual host has, and here nobody else would answer.
+    with open(os.path.join(system.root, "etc/hosts"), "w") as file:
+        file.write("127.0.0.1 localhost\n::1 localhost\n")
     os.mkdir(done)
 
 

@@ -520,6 +520,59 @@ test_what_a_dead_run_left_is_cleared_where_that_can_be_told(void **state)
     assert_int_equal(cleared, platform_shm_kind() != PLATFORM_SHM_FILE);
 }
 
+static int make_and_die(void *arg)
+{
+    apr_shm_t *shm;
+
+    return apr_shm_create(&shm, SIZE, arg, pool) != APR_SUCCESS;
+}
+
+/* httpd's own module, killed: APR's object, with nothing of ours in it.  What
+ * tells it from another program's segment is its size, and its dead maker. */
+static void test_what_a_dead_run_of_another_module_left_is_cleared(void **state)
+{
+    char *key = (char *)(intptr_t)in_folder("stock");
+    size_t other = 1;
+    int fd;
+
+    (void)state;
+    if (platform_shm_kind() != PLATFORM_SHM_SYSV) {
+        skip(); /* a POSIX object is known by its name alone */
+    }
+    assert_int_equal(in_child(make_and_die, key), 0);
+    assert_true(shm_exists(key));
+    fd = open(key, O_RDWR);
+    assert_int_equal(pread(fd, &other, sizeof(other), 0), sizeof(other));
+    other++;
+    assert_int_equal(pwrite(fd, &other, sizeof(other), 0), sizeof(other));
+    assert_int_equal(clear(key, 0), 0);
+    assert_true(shm_exists(key));
+    other--;
+    assert_int_equal(pwrite(fd, &other, sizeof(other), 0), sizeof(other));
+    close(fd);
+    assert_int_equal(clear(key, 0), 1);
+    assert_false(shm_exists(key));
+    assert_false(exists(key));
+    apr_pool_clear(pool);
+}
+
+/* Between making and attaching it, nobody has it attached. */
+static void test_what_a_living_maker_has_not_attached_yet_stays(void **state)
+{
+    const char *key = in_folder("young");
+    platform_object_t o;
+    int cleared;
+
+    (void)state;
+    if (platform_shm_kind() != PLATFORM_SHM_SYSV) {
+        skip(); /* is attached by being made */
+    }
+    assert_int_equal(platform_object_make(&o, key, SIZE), 0);
+    cleared = clear(key, 0);
+    platform_object_remove(&o, key);
+    assert_int_equal(cleared, 0);
+}
+
 static int make_under_number(void *arg)
 {
     /* An owner that nobody else here has. */
@@ -636,13 +689,6 @@ static void test_a_sweep_removes_key_files_that_lead_nowhere(void **state)
     unlink(other);
 }
 
-static int make_and_die(void *arg)
-{
-    apr_shm_t *shm;
-
-    return apr_shm_create(&shm, SIZE, arg, pool) != APR_SUCCESS;
-}
-
 /* Killed between shmget() and the header. */
 static void test_a_sweep_removes_what_its_dead_maker_left_empty(void **state)
 {
@@ -707,6 +753,9 @@ int main(void)
         cmocka_unit_test(test_what_another_server_uses_is_not_cleared),
         cmocka_unit_test(
             test_what_a_dead_run_left_is_cleared_where_that_can_be_told),
+        cmocka_unit_test(
+            test_what_a_dead_run_of_another_module_left_is_cleared),
+        cmocka_unit_test(test_what_a_living_maker_has_not_attached_yet_stays),
         cmocka_unit_test(test_somebody_elses_segment_is_evaded),
         cmocka_unit_test(test_key_file_that_leads_to_somebody_else_is_cleared),
         cmocka_unit_test(test_a_sweep_removes_its_own_run_alone),
