@@ -3346,10 +3346,11 @@ static struct {
     apr_pool_t *pool;   /* NULL: there is no helper               */
     int pipe;           /* to it; -1: none                        */
     unsigned int count; /* segments that it knows of              */
-    int called_off;     /* by a stop or restart                   */
-} checkpoint = { .pipe = -1 };
+    int called_off;     /* we have asked it to end, or began none */
+} checkpoint = { .pipe = -1, .called_off = 1 };
 
-/* How long to wait after a look that took so long and wrote so much. */
+/* How long to wait after a look that ended now, took so long and wrote so
+ * much. */
 typedef struct {
     apr_uint64_t looks;
     apr_uint64_t took; /* the look before this one             */
@@ -3357,11 +3358,10 @@ typedef struct {
     apr_uint64_t paid; /* when that was reckoned last          */
 } pace_t;
 
-static apr_uint64_t pace_pause(pace_t *pace, apr_uint64_t took,
-                               apr_uint64_t bytes)
+static apr_uint64_t pace_pause(pace_t *pace, apr_uint64_t now,
+                               apr_uint64_t took, apr_uint64_t bytes)
 {
     const apr_uint64_t usual = took < pace->took ? took : pace->took;
-    const apr_uint64_t now = monotonic_now();
     const apr_uint64_t free_bytes =
         (now - pace->paid) / CHECKPOINT_SECOND * CHECKPOINT_BYTES_SEC;
     apr_uint64_t pause = usual * CHECKPOINT_SHARE, wait;
@@ -3387,6 +3387,7 @@ static apr_uint64_t checkpoint_look(pace_t *pace)
 {
     const apr_uint64_t began = monotonic_now();
     ap_slotmem_instance_t *s;
+    apr_uint64_t now;
     store_t st;
 
     if (store_begin(&st, STORE_CHECKPOINT) != APR_SUCCESS) {
@@ -3401,7 +3402,8 @@ static apr_uint64_t checkpoint_look(pace_t *pace)
         }
     }
     store_end(&st, &retained->told->failing);
-    return pace_pause(pace, monotonic_now() - began, st.bytes);
+    now = monotonic_now();
+    return pace_pause(pace, now, now - began, st.bytes);
 }
 
 /* Waits so long, or for the parent.  Ends with it. */
@@ -3455,7 +3457,7 @@ static void checkpoint_helper(int pipe)
         }
     }
     platform_die_with((pid_t)self.server.pid);
-    setpriority(PRIO_PROCESS, 0, 10);
+    setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + 10);
     pace.paid = monotonic_now();
     for (;;) {
         checkpoint_wait(pipe, checkpoint_look(&pace));
@@ -3484,6 +3486,20 @@ static void checkpoint_forget(void)
     }
 }
 
+/* The helper has ended, whoever has reaped it: the MPM, APR or this module.
+ * -1: that is not known, the status with which it did. */
+static void checkpoint_ended(int status)
+{
+    if (!checkpoint.called_off) {
+        ap_log_error(APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
+                     "slotmem_shm: checkpoint process %" APR_PID_T_FMT
+                     " ended (%d), which nobody asked it to; another one "
+                     "begins, unless the server stops",
+                     retained->helper, status);
+    }
+    retained->helper = 0;
+}
+
 /*
  * Is it still our child?  Only then may its number be signalled: a child can
  * write that number into its slot of the scoreboard, the MPM then reaps the
@@ -3491,8 +3507,11 @@ static void checkpoint_forget(void)
  */
 static int checkpoint_lives(void)
 {
-    if (retained->helper > 0 && waitpid(retained->helper, NULL, WNOHANG) != 0) {
-        retained->helper = 0;
+    int status = -1;
+
+    if (retained->helper > 0
+        && waitpid(retained->helper, &status, WNOHANG) != 0) {
+        checkpoint_ended(status);
     }
     return retained->helper > 0;
 }
@@ -3500,6 +3519,7 @@ static int checkpoint_lives(void)
 static void checkpoint_kill(void)
 {
     if (checkpoint_lives()) {
+        checkpoint.called_off = 1;
         kill(retained->helper, SIGKILL);
     }
 }
@@ -3531,20 +3551,12 @@ static void checkpoint_maintain(int reason, void *data, int status)
     case APR_OC_REASON_DEATH:
     case APR_OC_REASON_LOST:
         if (retained->helper == checkpoint.proc.pid) {
-            retained->helper = 0;
+            checkpoint_ended(status);
         }
         checkpoint_forget();
-        if (!checkpoint.called_off) {
-            ap_log_error(APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
-                         "slotmem_shm: checkpoint process %" APR_PID_T_FMT
-                         " ended (%d), which nobody asked it to; another one "
-                         "begins",
-                         checkpoint.proc.pid, status);
-        }
         break; /* the next monitor round begins another one */
     case APR_OC_REASON_RESTART:
         /* The MPM gathers in its children, to stop or restart. */
-        checkpoint.called_off = 1;
         checkpoint_kill();
         break;
     default:
@@ -3577,7 +3589,6 @@ static void checkpoint_start(void)
     }
     if (checkpoint_lives()) {
         if (!checkpoint.pool) {
-            checkpoint.called_off = 1;
             checkpoint.count = registry->count; /* nothing to be told anew */
             checkpoint_register();
         }

@@ -111,8 +111,9 @@ def stolen_helper(factory, mpm, **more):
     helper = caught_helper(server)
     attacker = hostile.Attacker(server, server.children()[0])
     attacker.claim(helper)
+    server.expect_log(rf"slotmem_shm: checkpoint process {helper} ended .*"
+                      "nobody asked")
     server.allow_log(rf"AH0005[12].*child (process|pid) {helper} exit signal|"
-                     rf"slotmem_shm: .*process {helper}\b|"
                      "AH00488: |AH00291: |AH00166: ")   # it was the attacker's
     # As the kernel does when memory is short.
     os.kill(helper, signal.SIGKILL)
