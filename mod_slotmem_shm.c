@@ -1373,7 +1373,6 @@ typedef struct {
     ap_slotmem_instance_t *s;
     apr_uint64_t mark;     /* of the file about to be put in place; 0: none */
     apr_uint64_t marks[2]; /* as they are now                               */
-    apr_uint64_t stored;
 } note_t;
 
 static apr_status_t note_unguarded(void *ctx)
@@ -1391,10 +1390,26 @@ static apr_status_t note_unguarded(void *ctx)
 
 static void stored_note(ap_slotmem_instance_t *s, const struct stat *st)
 {
-    note_t n = { s, st ? file_mark(st) : 0, { 0, 0 }, 0 };
+    note_t n = { s, st ? file_mark(st) : 0, { 0, 0 } };
 
     s->mark = n.mark ? n.mark : s->mark;
     (void)guarded(note_unguarded, &n);
+}
+
+static apr_status_t note_forget_unguarded(void *ctx)
+{
+    struct slotmem_shm_header *h = ((note_t *)ctx)->s->header;
+
+    h->marks[0] = h->marks[1] = h->stored = 0;
+    return APR_SUCCESS;
+}
+
+/* No file holds it any more, and that is not to mean anything. */
+static void stored_forget(ap_slotmem_instance_t *s)
+{
+    note_t n = { s, 0, { 0, 0 } };
+
+    (void)guarded(note_forget_unguarded, &n);
 }
 
 static apr_status_t note_read_unguarded(void *ctx)
@@ -1403,21 +1418,20 @@ static apr_status_t note_read_unguarded(void *ctx)
 
     n->marks[0] = n->s->header->marks[0];
     n->marks[1] = n->s->header->marks[1];
-    n->stored = n->s->header->stored;
     return APR_SUCCESS;
 }
 
 /* Is that file one which this segment was stored in?  -1: its memory cannot be
- * read. */
+ * read.  *stored: it was in some file. */
 static int note_has(ap_slotmem_instance_t *s, const struct stat *st,
-                    apr_uint64_t *stored)
+                    int *stored)
 {
-    note_t n = { s, 0, { 0, 0 }, 0 };
+    note_t n = { s, 0, { 0, 0 } };
 
     if (guarded(note_read_unguarded, &n) != APR_SUCCESS) {
         return -1;
     }
-    *stored = n.stored;
+    *stored = n.marks[0] || n.marks[1];
     return st && (n.marks[0] == file_mark(st) || n.marks[1] == file_mark(st));
 }
 
@@ -1594,8 +1608,8 @@ static apr_status_t store_flush_one(store_t *st, const pending_t *one)
  */
 static void store_spare_foreign(store_t *st, ap_slotmem_instance_t *s)
 {
-    apr_uint64_t stored;
     struct stat info;
+    int stored;
 
     if (lstat(s->store, &info) == 0 && s->mark != file_mark(&info)
         && note_has(s, &info, &stored) == 0
@@ -3057,12 +3071,12 @@ static void persist_restore(ap_slotmem_instance_t *s, apr_pool_t *p)
  */
 static int orphan_is_newer(const orphan_t *o)
 {
-    apr_uint64_t stored = 0;
     struct stat st;
+    int stored = 0;
     const int there = lstat(o->s->store, &st) == 0;
     const int same = note_has(o->s, there ? &st : NULL, &stored);
 
-    if (!there && same == 0 && stored == 0) {
+    if (!there && same == 0 && !stored) {
         return 1;
     }
     if (!there && same == 0) {
@@ -3200,6 +3214,13 @@ static void runtime_succeed(enum runtime_state before)
     struct stat st;
 
     if (before == RUNTIME_OWNER) {
+        /* Somebody has cleared the directory.  Nobody has asked to begin anew
+         * by that, if a kill comes before the files are there again. */
+        for (s = registry->first; s; s = s->next) {
+            if (s->store && lstat(s->store, &st) != 0 && errno == ENOENT) {
+                stored_forget(s);
+            }
+        }
         marker_write();
         return;
     }

@@ -31,6 +31,7 @@ import hostile
 import httpd as harness
 import sharedmem
 import shim
+from rundir import helper_of
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0,
                                 reason="numbers of processes are root's to choose")
@@ -69,17 +70,6 @@ def bystander(pid):
             os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
-
-
-def helper_of(server):
-    """The checkpoint helper: the parent's child that serves no requests."""
-    serving = server.children()
-    for pid in server.processes():
-        stat = harness.process_stat(pid)
-        if pid not in serving and pid != server.pid and stat \
-                and stat[1] == server.pid:
-            return pid
-    return None
 
 
 def caught_helper(server, not_this=None):
