@@ -3749,7 +3749,6 @@ static int key_clear(const ap_slotmem_instance_t *s, int *hold)
 static void stock_sweep(const char *name, apr_pool_t *p)
 {
     unsigned int generation;
-    int hold = -1;
 
     /* No list: the directory has become ours only since the arrival. */
     if (!registry->arrived || retained->state != RUNTIME_OWNER
@@ -3759,6 +3758,7 @@ static void stock_sweep(const char *name, apr_pool_t *p)
     }
     for (generation = 1; generation <= STOCK_GENERATIONS; generation++) {
         const char *key = name_key(p, name, generation, NULL);
+        int hold = -1;
 
         if (!apr_hash_get(orphans.by_key, key, APR_HASH_KEY_STRING)) {
             platform_name_clear(key, 0, &hold);
