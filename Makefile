@@ -92,10 +92,12 @@ check: deps-check
 
 # -- the parts of check --
 
-C_SOURCES = $$(find mod_slotmem_shm.c include test -name '*.[ch]')
+C_SOURCES = $$(find mod_slotmem_shm.c slotmem-file.c include test -name '*.[ch]')
 
 # Each compiles alone.
-CORE = slotmem_word.h slotmem_table.h slotmem_locks.h slotmem_search.h slotmem_image.h
+CORE = slotmem_word.h slotmem_table.h slotmem_locks.h slotmem_search.h slotmem_image.h \
+       slotmem_layout.h slotmem_names.h slotmem_memory.h slotmem_marker.h \
+       slotmem_pace.h slotmem_status.h slotmem_store.h slotmem_platform.h
 
 lint:
 	$(CC) -std=gnu11 -O2 $(WARNINGS) -Werror $(FLAGS) -fsyntax-only mod_slotmem_shm.c

@@ -31,7 +31,7 @@
  * slack and hurts nobody.
  *
  * A stored file (a PERSIST segment, at stop, restart and every checkpoint;
- * slotmem_image.h reads it):
+ * slotmem_store.h writes it, slotmem_image.h reads it):
  *
  *     +---------+-------+---------------+-----+--------------------+-------+
  *     | free: 8 | slots | 1 byte a slot | MD5 | item_size,num,type | whose |
@@ -56,16 +56,31 @@
  * of them ("inheritance"), and the runtime directory has one state that says
  * what may be written ("runtime directory").
  *
- * Sections, each using only those above it:
+ * What knows no httpd is in headers of its own, each of which opens with what
+ * it is, its format or drawing, and who may call it:
  *
- *     layout              what lies where in a segment
+ *     slotmem_table.h     which slots are in use (lock-free)
+ *     slotmem_locks.h     put against get (lock-free), the dead, what is torn
+ *     slotmem_layout.h    what lies where in a segment
+ *     slotmem_search.h    whose slots are whose, while the parent configures
+ *     slotmem_platform.h  what differs from one system to the next
+ *     slotmem_memory.h    shared memory made and opened; the guard
+ *     slotmem_names.h     names of segments and files
+ *     slotmem_image.h     a stored file, read and checked
+ *     slotmem_store.h     a stored file's image, made of a segment
+ *     slotmem_marker.h    the list of a run's memory: text, lock
+ *     slotmem_pace.h      how long between two checkpoints
+ *     slotmem_status.h    the words of the status page
+ *
+ * Sections here, each using only those above it:
+ *
+ *     segment             as one process sees it
  *     names               keys, stored files
  *     processes           who we are, who lives, the global mutex
- *     guard               reading memory that may be gone
- *     memory              shared memory objects: made, opened, removed
+ *     memory              a segment's header: written, published, believed
  *     registry            the segments of this process
- *     slot claims         whose slots are whose, while the parent configures
- *     store               the image, and the files that hold it
+ *     slot claims         of the configuration, while the parent configures
+ *     store               the files that hold segments, all together
  *     runtime directory   owner, heir, unlisted; the marker
  *     inheritance         what a fresh segment begins with
  *     checkpoint          the process that stores while the server runs
@@ -80,10 +95,8 @@
 #include "apr_general.h"
 #include "apr_global_mutex.h"
 #include "apr_hash.h"
-#include "apr_lib.h"
 #include "apr_md5.h"
 #include "apr_optional_hooks.h"
-#include "apr_shm.h"
 #include "apr_signal.h"
 #include "apr_strings.h"
 #include "apr_thread_mutex.h"
@@ -112,9 +125,16 @@
 
 #include "mod_slotmem_shm.h"
 #include "slotmem_image.h"
+#include "slotmem_layout.h"
 #include "slotmem_locks.h"
+#include "slotmem_marker.h"
+#include "slotmem_memory.h"
+#include "slotmem_names.h"
+#include "slotmem_pace.h"
 #include "slotmem_platform.h"
 #include "slotmem_search.h"
+#include "slotmem_status.h"
+#include "slotmem_store.h"
 #include "slotmem_table.h"
 
 #if !APR_HAS_FORK || !APR_HAS_SHARED_MEMORY
@@ -122,14 +142,13 @@
     "mod_slotmem_shm needs fork() and shared memory (mpm_winnt is not supported)"
 #endif
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
-#include <setjmp.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -141,82 +160,7 @@
 module AP_MODULE_DECLARE_DATA slotmem_shm_module;
 APLOG_USE_MODULE(slotmem_shm);
 
-/* ==================== layout ==================== */
-
-_Static_assert(sizeof(struct slotmem_shm_header) == 128
-                   && SLOTMEM_SHM_ALIGN == SLOTMEM_PART_ALIGN,
-               "the header is part of the published layout");
-
-/* Where everything lies, from the header; computed from what the caller
- * asked for, kept in private memory, never read back from the segment. */
-typedef struct {
-    apr_size_t item_size;
-    unsigned int item_num;
-    apr_size_t locks_off;
-    apr_size_t slots_off;
-    apr_size_t slots_len;
-    apr_size_t total;
-} layout_t;
-
-/*
- * The only place where sizes are added and multiplied.  Half of the address
- * space is more than any machine maps, so with the slots below that nothing
- * that follows can wrap.
- */
-static apr_status_t layout_make(layout_t *l, apr_size_t item_size,
-                                unsigned int item_num)
-{
-    const apr_size_t limit = ~(apr_size_t)0 / 2;
-    const apr_size_t table = sizeof(struct slotmem_shm_header);
-
-    memset(l, 0, sizeof(*l));
-    if (item_num && item_size > limit / item_num) {
-        return APR_EINVAL;
-    }
-    l->item_size = item_size;
-    l->item_num = item_num;
-    l->slots_len = item_size * item_num;
-    l->locks_off = table + slotmem_table_size(item_num);
-    l->slots_off = l->locks_off + slotmem_locks_size(item_num);
-    if (l->slots_len
-        > limit - l->slots_off - (apr_size_t)2 * SLOTMEM_SHM_SLACK) {
-        return APR_EINVAL;
-    }
-    l->total =
-        slotmem_part_end(l->slots_off + l->slots_len + SLOTMEM_SHM_SLACK);
-    return APR_SUCCESS;
-}
-
-/* What a segment began with. */
-enum origin {
-    ORIGIN_NOTHING,
-    ORIGIN_FILE,
-    ORIGIN_GENERATION, /* the memory of the generation before this one  */
-    ORIGIN_MEMORY,     /* the memory of a run that was killed, or that
-                          still holds the directory                     */
-    ORIGIN_BAD_FILE,   /* nothing, though there was a file              */
-    ORIGIN_UNREADABLE, /* nothing, and its file is left alone           */
-    ORIGIN_PROCESS,
-    ORIGINS
-};
-
-static const char *const origin_text[ORIGINS] = {
-    "nothing",
-    "stored file",
-    "memory of the former generation",
-    "memory of a killed run",
-    "nothing (file put aside)",
-    "nothing (file cannot be read)",
-    "another process"
-};
-
-/* Mapped memory, and how to be rid of it. */
-typedef struct {
-    void *base;     /* where a header may begin; NULL: none              */
-    apr_size_t len; /* bytes from there on                               */
-    apr_shm_t *shm; /* of anonymous memory; NULL: it is an object's      */
-    enum platform_shm kind;
-} memory_t;
+/* ==================== segment ==================== */
 
 /* A segment as one process sees it.  Everything here is private; a pointer
  * into shared memory is one to the header or to the slots, or in one of the
@@ -277,16 +221,6 @@ static apr_uint64_t *bits_make(unsigned int item_num, apr_pool_t *p)
 
 /* ==================== names ==================== */
 
-static int name_is_anonymous(const char *name)
-{
-    return name == NULL || *name == '\0' || !strcasecmp(name, "none");
-}
-
-static int name_is_absolute(const char *name)
-{
-    return *name == '/';
-}
-
 static unsigned int mpm_generation(void)
 {
     int generation = 0;
@@ -310,13 +244,6 @@ static const char *name_key(apr_pool_t *p, const char *name,
                                                 name, generation, mark, id));
 }
 
-static int path_is_too_long(const char *path)
-{
-    struct stat st;
-
-    return lstat(path, &st) != 0 && errno == ENAMETOOLONG;
-}
-
 /* Where it is stored; NULL when the name makes no path. */
 static const char *name_store(apr_pool_t *p, const char *name)
 {
@@ -331,77 +258,6 @@ static const char *name_store(apr_pool_t *p, const char *name)
     }
     path = apr_pstrcat(p, path, SLOTMEM_SHM_FILE_SUFFIX, NULL);
     return path_is_too_long(path) ? NULL : path;
-}
-
-/* Bytes as hexadecimal digits. */
-static const char *hex_text(apr_pool_t *p, const void *from, apr_size_t len)
-{
-    static const char digits[] = "0123456789abcdef";
-    const unsigned char *bytes = from;
-    char *text = apr_palloc(p, 2 * len + 1);
-    apr_size_t i;
-
-    for (i = 0; i < len; i++) {
-        text[2 * i] = digits[bytes[i] >> 4];
-        text[2 * i + 1] = digits[bytes[i] & 15];
-    }
-    text[2 * len] = '\0';
-    return text;
-}
-
-/* And back.  0 unless the text is just such digits for `len` bytes. */
-static int hex_bytes(const char *text, void *to, apr_size_t len)
-{
-    unsigned char *bytes = to;
-    apr_size_t i;
-
-    if (!text || strlen(text) != 2 * len) {
-        return 0;
-    }
-    for (i = 0; i < 2 * len; i++) {
-        int c = (unsigned char)text[i];
-        int digit = c >= '0' && c <= '9'   ? c - '0'
-                    : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                                           : -1;
-
-        if (digit < 0) {
-            return 0;
-        }
-        bytes[i / 2] =
-            (unsigned char)(i % 2 ? bytes[i / 2] << 4 | digit : digit);
-    }
-    return 1;
-}
-
-/*
- * A path in the directory of `path`, for a file that will replace it or that
- * keeps what it held.  A name that would grow past NAME_MAX gives way to its
- * MD5, which is as good: the name only has to be the same each time.
- */
-static const char *name_beside(apr_pool_t *p, const char *path,
-                               const char *suffix)
-{
-    const char *slash = ap_strrchr_c(path, '/');
-    const char *file = slash ? slash + 1 : path;
-    unsigned char digest[APR_MD5_DIGESTSIZE];
-
-    if (strlen(file) + strlen(suffix) <= 255) {
-        return apr_pstrcat(p, path, suffix, NULL);
-    }
-    apr_md5(digest, file, strlen(file));
-    return apr_pstrcat(p, apr_pstrmemdup(p, path, (apr_size_t)(file - path)),
-                       "slotmem-shm-", hex_text(p, digest, sizeof(digest)),
-                       suffix, NULL);
-}
-
-static const char *name_directory(apr_pool_t *p, const char *path)
-{
-    const char *slash = ap_strrchr_c(path, '/');
-
-    return !slash ? "."
-           : slash == path
-               ? "/"
-               : apr_pstrmemdup(p, path, (apr_size_t)(slash - path));
 }
 
 /* ==================== processes ==================== */
@@ -571,182 +427,7 @@ static apr_status_t locks_status(slotmem_locks_result_t result)
     return APR_TIMEUP;
 }
 
-/* ==================== guard ==================== */
-
-/*
- * Memory does not stay.  A child can give pages of a segment back to the
- * system (madvise with MADV_REMOVE) and use up what there is, and then even
- * to read one is a SIGBUS.  So whatever the parent reads of memory that
- * children have had, it reads under a guard that makes an error of it.
- *
- * Only the thread that asked is caught; a fault of any other goes where it
- * would have gone.
- */
-static _Thread_local sigjmp_buf *guard_env;
-static struct sigaction guard_old_bus, guard_old_segv;
-
-static void guard_handler(int signum)
-{
-    if (guard_env) {
-        siglongjmp(*guard_env, 1);
-    }
-    /* Not ours: with the former handler back, the instruction faults again. */
-    sigaction(SIGBUS, &guard_old_bus, NULL);
-    sigaction(SIGSEGV, &guard_old_segv, NULL);
-    (void)signum;
-}
-
-/* Runs fn(ctx); APR_ENOMEM if it touched memory that is not there.  Called
- * by the only thread of the parent or of its helper. */
-static apr_status_t guarded(apr_status_t (*fn)(void *ctx), void *ctx)
-{
-    struct sigaction action;
-    sigjmp_buf env;
-    apr_status_t rv;
-
-    memset(&action, 0, sizeof(action));
-    action.sa_handler = guard_handler;
-    sigemptyset(&action.sa_mask);
-
-    if (sigsetjmp(env, 1) == 0) {
-        guard_env = &env;
-        sigaction(SIGBUS, &action, &guard_old_bus);
-        sigaction(SIGSEGV, &action, &guard_old_segv);
-        rv = fn(ctx);
-    }
-    else {
-        rv = APR_ENOMEM;
-    }
-    guard_env = NULL;
-    sigaction(SIGBUS, &guard_old_bus, NULL);
-    sigaction(SIGSEGV, &guard_old_segv, NULL);
-    return rv;
-}
-
 /* ==================== memory ==================== */
-
-/*
- * Named memory is an object under the name and in the form that APR gives it
- * (slotmem_platform.h), so httpd's own module and any program on APR find it.
- * apr_shm_create() and apr_shm_attach() are not asked to make or open it: the
- * one makes objects that all may read, and uses a mapping without looking
- * whether there is one; the other opens whatever lies under the name, for
- * ever if that is a pipe, and believes the size that the object says of
- * itself.  Memory without a name is APR's.
- */
-
-static int memory_exceeds_machine(apr_size_t size)
-{
-    static long pages; /* asking costs more than the rest of a create */
-    long page = sysconf(_SC_PAGESIZE);
-
-    if (pages == 0) {
-        pages = sysconf(_SC_PHYS_PAGES);
-    }
-    return pages > 0 && page > 0 && size / (apr_size_t)page > (apr_size_t)pages;
-}
-
-static void memory_unmap(memory_t *m)
-{
-    if (m->shm) {
-        apr_shm_destroy(m->shm);
-    }
-    else if (m->base) {
-        platform_unmap(m->kind, m->base, m->len);
-    }
-    m->base = NULL;
-    m->shm = NULL;
-}
-
-/* What guarded() is to do, and what came of it. */
-typedef struct {
-    memory_t *m;
-    apr_size_t len;
-    apr_pool_t *pool;
-} make_t;
-
-/* APR writes the first page of what mmap() gave, if it gave anything. */
-static apr_status_t memory_anonymous_unguarded(void *ctx)
-{
-    make_t *make = ctx;
-    apr_status_t rv = apr_shm_create(
-        &make->m->shm, make->len + SLOTMEM_SHM_ALIGN, NULL, make->pool);
-    apr_uintptr_t base;
-
-    if (rv != APR_SUCCESS) {
-        make->m->shm = NULL;
-        return rv;
-    }
-    base = (apr_uintptr_t)apr_shm_baseaddr_get(make->m->shm);
-    make->m->base = (void *)slotmem_part_end(base);
-    make->m->len = make->len;
-    return APR_SUCCESS;
-}
-
-/* Memory without a name, for this process and those it forks. */
-static apr_status_t memory_make_anonymous(memory_t *m, apr_size_t len,
-                                          apr_pool_t *p)
-{
-    make_t make = { m, len, p };
-    apr_status_t rv;
-
-    memset(m, 0, sizeof(*m));
-    rv = guarded(memory_anonymous_unguarded, &make);
-#ifdef MADV_POPULATE_WRITE
-    /* Each page is there now, or this says why not.  Older kernels do not
-     * know the call (EINVAL), and no limit but the machine's holds there. */
-    if (rv == APR_SUCCESS) {
-        const apr_uintptr_t page = (apr_uintptr_t)sysconf(_SC_PAGESIZE);
-        char *start = (char *)((apr_uintptr_t)m->base & ~(page - 1));
-
-        if (madvise(start, (apr_size_t)((char *)m->base + len - start),
-                    MADV_POPULATE_WRITE)
-                != 0
-            && errno != EINVAL) {
-            rv = errno == EFAULT || errno == EHWPOISON ? APR_ENOMEM : errno;
-            memory_unmap(m);
-        }
-    }
-#endif
-    return rv;
-}
-
-static apr_status_t memory_map(memory_t *m, const platform_object_t *o)
-{
-    memset(m, 0, sizeof(*m));
-    m->kind = o->kind;
-    return platform_object_map(o, &m->base, &m->len);
-}
-
-/* APR_EEXIST: the name is taken. */
-static apr_status_t memory_make_named(memory_t *m, apr_size_t len,
-                                      const char *key)
-{
-    platform_object_t o;
-    apr_status_t rv = platform_object_make(&o, key, len);
-
-    if (rv != APR_SUCCESS) {
-        return rv;
-    }
-    rv = memory_map(m, &o);
-    if (rv != APR_SUCCESS) {
-        platform_object_remove(&o, key);
-    }
-    platform_object_close(&o);
-    return rv;
-}
-
-/* Takes the name of an object that this process or its former self made off
- * the system.  Mappings stay. */
-static void object_remove(const char *key)
-{
-    platform_object_t o;
-
-    if (platform_object_open(&o, key, geteuid()) == 0) {
-        platform_object_remove(&o, key);
-        platform_object_close(&o);
-    }
-}
 
 /* A fresh segment's header; the magic, by segment_publish, makes it count. */
 static void segment_format(ap_slotmem_instance_t *s, const unsigned char *run,
@@ -775,21 +456,6 @@ static void segment_publish(ap_slotmem_instance_t *s)
                           SLOTMEM_SHM_MAGIC, memory_order_release);
 }
 
-/* Does the header, read and private, describe a segment of that run that
- * takes just `len` bytes?  Fills in the layout that it describes. */
-static int header_fits(const struct slotmem_shm_header *h, apr_uint64_t len,
-                       const unsigned char *run, layout_t *l)
-{
-    return h->magic == SLOTMEM_SHM_MAGIC && h->version == SLOTMEM_SHM_VERSION
-           && memcmp(h->run, run, sizeof(h->run)) == 0
-           && h->item_num <= APR_UINT32_MAX && h->item_size <= ~(apr_size_t)0
-           && layout_make(l, (apr_size_t)h->item_size,
-                          (unsigned int)h->item_num)
-                  == APR_SUCCESS
-           && l->slots_off == h->slots_offset && l->total == h->total_size
-           && l->total == len;
-}
-
 /*
  * Lays `s` over the object of that key which a process of this user and of
  * that run has made.  Nothing is mapped before all of that is known, and its
@@ -808,7 +474,7 @@ static apr_status_t segment_open(ap_slotmem_instance_t *s, const char *key,
     }
     rv = platform_object_read(&o, o.header, &head, sizeof(head));
     if (rv == APR_SUCCESS
-        && !header_fits(&head, o.size - o.header, run, &s->layout)) {
+        && !layout_of_header(&head, o.size - o.header, run, &s->layout)) {
         rv = head.magic == 0 ? APR_EINCOMPLETE : APR_EACCES;
     }
     if (rv == APR_SUCCESS) {
@@ -843,6 +509,7 @@ typedef struct {
     int by_run;   /* keys of this generation bear the run's identity   */
     pid_t looked; /* the process that has looked at the directory      */
     int arrived;  /* the first generation of this server               */
+    int remains;  /* and there may be what another one left            */
 #if APR_HAS_THREADS
     apr_thread_mutex_t *lock;
 #endif
@@ -971,15 +638,6 @@ static void claim_note(ap_slotmem_instance_t *s, unsigned int id, int on)
     }
 }
 
-/* What slot `id` of a segment holds, for the next life: `used` is its table. */
-static unsigned char slot_kind(const ap_slotmem_instance_t *s, unsigned int id,
-                               int used)
-{
-    return slotmem_set_has(s->claims, id) ? SLOTMEM_SHM_KIND_CONFIGURED
-           : used                         ? SLOTMEM_SHM_KIND_RUNTIME
-                                          : SLOTMEM_SHM_KIND_NONE;
-}
-
 /* The lowest free slot that holds nothing: so long as there is one, nobody
  * gets a slot whose content somebody may still look for. */
 static int zero_grab(ap_slotmem_instance_t *s, unsigned int *id)
@@ -1000,281 +658,26 @@ static int zero_grab(ap_slotmem_instance_t *s, unsigned int *id)
 /* ==================== store ==================== */
 
 /*
- * A stored image is made by one function, image_emit, into one of three
- * sinks: to write it (hashing the very bytes that go to the file: hashing
- * live memory and then writing live memory is how a store under load ends in
- * a file that nobody believes), to compare it with a file, or to hash it.
+ * The files that hold segments: which of them are to be written, what becomes
+ * of those that are there, and how they get in their place all together.
+ * slotmem_store.h makes the image, slotmem_image.h reads it.
  */
-#define SINK_SIZE 65536u
-
-enum sink_mode { SINK_WRITE, SINK_COMPARE, SINK_HASH };
-
-typedef struct {
-    enum sink_mode mode;
-    apr_file_t *file;
-    apr_md5_ctx_t md5;
-    apr_size_t fill;
-    unsigned char *buffer; /* SINK_SIZE */
-    unsigned char *other;  /* SINK_SIZE: what the file has */
-    unsigned int patience; /* left, with slots being written */
-} sink_t;
-
-/* Everything of an image but the slots. */
-typedef struct {
-    const ap_slotmem_instance_t *s;
-    apr_uint64_t *used; /* in use: the table, bit by bit        */
-    apr_size_t words;
-    sink_t *sink;
-} image_t;
-
-static apr_status_t sink_flush(sink_t *k)
+static apr_status_t segment_image(image_t *i, const ap_slotmem_instance_t *s,
+                                  sink_t *k)
 {
-    apr_status_t rv = APR_SUCCESS;
+    const image_source_t of = { .layout = &s->layout,
+                                .type = s->type,
+                                .cleared =
+                                    (s->type & AP_SLOTMEM_TYPE_CLEARINUSE) != 0,
+                                .unlocked =
+                                    (s->type & AP_SLOTMEM_TYPE_NOTMPSAFE) != 0,
+                                .with_kinds = claims_matter(s),
+                                .claims = s->claims,
+                                .table = &s->table,
+                                .locks = &s->locks,
+                                .slots = (const slotmem_byte_t *)s->slots };
 
-    if (k->mode == SINK_COMPARE) {
-        rv = apr_file_read_full(k->file, k->other, k->fill, NULL);
-        if (rv == APR_SUCCESS && memcmp(k->buffer, k->other, k->fill) != 0) {
-            rv = APR_EMISMATCH;
-        }
-    }
-    else {
-        apr_md5_update(&k->md5, k->buffer, k->fill);
-        if (k->mode == SINK_WRITE) {
-            rv = apr_file_write_full(k->file, k->buffer, k->fill, NULL);
-        }
-    }
-    k->fill = 0;
-    return rv;
-}
-
-/* Space for `len` bytes, at most SINK_SIZE, that the caller fills in. */
-static apr_status_t sink_room(sink_t *k, apr_size_t len, unsigned char **at)
-{
-    if (k->fill + len > SINK_SIZE) {
-        apr_status_t rv = sink_flush(k);
-        if (rv != APR_SUCCESS) {
-            return rv;
-        }
-    }
-    *at = k->buffer + k->fill;
-    k->fill += len;
-    return APR_SUCCESS;
-}
-
-static apr_status_t used_read_unguarded(void *ctx)
-{
-    image_t *i = ctx;
-    apr_size_t w;
-
-    for (w = 0; w < i->words; w++) {
-        i->used[w] = slotmem_table_leaf(&i->s->table, w);
-    }
-    return APR_SUCCESS;
-}
-
-/* Begins an image: reads the table, once for all that is made of it. */
-static apr_status_t image_begin(image_t *i, const ap_slotmem_instance_t *s,
-                                sink_t *k)
-{
-    i->s = s;
-    i->sink = k;
-    i->words = slotmem_table_leaves(&s->table);
-    i->used = calloc(i->words + 1, sizeof(*i->used));
-    return i->used ? guarded(used_read_unguarded, i) : APR_ENOMEM;
-}
-
-static void image_end(image_t *i)
-{
-    free(i->used);
-    i->used = NULL;
-}
-
-/* The table as the file has it: with CLEARINUSE empty.  The children's own
- * table stays as it is. */
-static int image_used(const image_t *i, unsigned int id)
-{
-    return !(i->s->type & AP_SLOTMEM_TYPE_CLEARINUSE)
-           && slotmem_set_has(i->used, id);
-}
-
-static unsigned int image_free_slots(const image_t *i)
-{
-    unsigned int used = 0;
-    apr_size_t w;
-
-    for (w = 0; w < i->words; w++) {
-        used += slotmem_bits_count(i->used[w]);
-    }
-    return i->s->layout.item_num
-           - (i->s->type & AP_SLOTMEM_TYPE_CLEARINUSE ? 0 : used);
-}
-
-static apr_status_t emit_slots(const ap_slotmem_instance_t *s, sink_t *k)
-{
-    const layout_t *l = &s->layout;
-    unsigned int id;
-    unsigned char *at;
-    apr_status_t rv;
-    apr_size_t off;
-
-    if (l->item_size <= SINK_SIZE && !(s->type & AP_SLOTMEM_TYPE_NOTMPSAFE)) {
-        for (id = 0; id < l->item_num; id++) {
-            rv = sink_room(k, l->item_size, &at);
-            if (rv != APR_SUCCESS) {
-                return rv;
-            }
-            slotmem_locks_snapshot(&s->locks, id, at, &k->patience);
-        }
-        return APR_SUCCESS;
-    }
-    for (off = 0; off < l->slots_len; off += SINK_SIZE) {
-        apr_size_t len =
-            l->slots_len - off < SINK_SIZE ? l->slots_len - off : SINK_SIZE;
-
-        rv = sink_room(k, len, &at);
-        if (rv != APR_SUCCESS) {
-            return rv;
-        }
-        slotmem_copy_out(at, (const slotmem_byte_t *)s->slots + off, len);
-    }
-    return APR_SUCCESS;
-}
-
-static apr_status_t image_emit_unguarded(void *ctx)
-{
-    const image_t *i = ctx;
-    const unsigned int free_slots = image_free_slots(i);
-    unsigned char *at;
-    apr_status_t rv;
-    unsigned int id;
-
-    rv = sink_room(i->sink, SLOTMEM_SHM_FILE_COUNT_SIZE, &at);
-    if (rv == APR_SUCCESS) {
-        memset(at, 0, SLOTMEM_SHM_FILE_COUNT_SIZE);
-        memcpy(at, &free_slots, sizeof(free_slots));
-        rv = emit_slots(i->s, i->sink);
-    }
-    for (id = 0; id < i->s->layout.item_num && rv == APR_SUCCESS; id++) {
-        rv = sink_room(i->sink, 1, &at);
-        if (rv == APR_SUCCESS) {
-            *at = (unsigned char)image_used(i, id);
-        }
-    }
-    return rv == APR_SUCCESS ? sink_flush(i->sink) : rv;
-}
-
-/* Everything up to the digest. */
-static apr_status_t image_emit(image_t *i, enum sink_mode mode,
-                               apr_file_t *file)
-{
-    i->sink->mode = mode;
-    i->sink->file = file;
-    i->sink->fill = 0;
-    apr_md5_init(&i->sink->md5);
-    return guarded(image_emit_unguarded, i);
-}
-
-/* Everything from the digest on: that, the descriptor, and whose the slots of
- * a table that is cleared were.  malloc'ed; NULL when there is no memory. */
-static unsigned char *image_tail(const image_t *i, const unsigned char *digest,
-                                 apr_size_t *len)
-{
-    const ap_slotmem_instance_t *s = i->s;
-    const unsigned int num = s->layout.item_num;
-    unsigned char *tail, *kinds;
-    unsigned int id;
-
-    *len = SLOTMEM_SHM_FILE_DIGEST_SIZE + SLOTMEM_SHM_FILE_DESC_SIZE;
-    tail = malloc(*len + (apr_size_t)slotmem_shm_trailer_size(num));
-    if (!tail) {
-        return NULL;
-    }
-    memcpy(tail, digest, SLOTMEM_SHM_FILE_DIGEST_SIZE);
-    slotmem_image_desc(tail + SLOTMEM_SHM_FILE_DIGEST_SIZE, s->layout.item_size,
-                       num, s->type);
-    if (claims_matter(s)) {
-        kinds = tail + *len;
-        for (id = 0; id < num; id++) {
-            kinds[id] = slot_kind(s, id, slotmem_set_has(i->used, id));
-        }
-        slotmem_image_trailer_end(kinds, num, digest);
-        *len += (apr_size_t)slotmem_shm_trailer_size(num);
-    }
-    return tail;
-}
-
-static apr_status_t image_digest(image_t *i, unsigned char *digest)
-{
-    apr_status_t rv = image_emit(i, SINK_HASH, NULL);
-
-    if (rv == APR_SUCCESS) {
-        apr_md5_final(digest, &i->sink->md5);
-    }
-    return rv;
-}
-
-static apr_status_t image_write(ap_slotmem_instance_t *s, image_t *i,
-                                apr_file_t *file)
-{
-    unsigned char digest[APR_MD5_DIGESTSIZE], *tail;
-    apr_size_t len;
-    apr_status_t rv = image_emit(i, SINK_WRITE, file);
-
-    if (rv != APR_SUCCESS) {
-        return rv;
-    }
-    apr_md5_final(digest, &i->sink->md5);
-    tail = image_tail(i, digest, &len);
-    if (!tail) {
-        return APR_ENOMEM;
-    }
-    apr_md5(s->digest, tail, len);
-    rv = apr_file_write_full(file, tail, len, NULL);
-    free(tail);
-    return rv;
-}
-
-/* What is kept of an image that has been stored: the MD5 of its tail, which
- * has the MD5 of the rest. */
-static int image_is_the_last(const ap_slotmem_instance_t *s, image_t *i)
-{
-    unsigned char digest[APR_MD5_DIGESTSIZE], *tail;
-    apr_size_t len;
-
-    if (image_digest(i, digest) != APR_SUCCESS
-        || (tail = image_tail(i, digest, &len)) == NULL) {
-        return 0;
-    }
-    apr_md5(digest, tail, len);
-    free(tail);
-    return memcmp(digest, s->digest, sizeof(digest)) == 0;
-}
-
-/*
- * Opens a stored file for reading: anybody may have put something there.  No
- * pipe is waited for and no link followed, and what it is is asked of the
- * descriptor.  A file of another user is not believed, unless it is the one
- * as which the children run, who write what is stored anyway.  How many names
- * it has does not matter, since it is only read.  APR_EINVAL: it is no such
- * file.
- */
-static apr_status_t stored_open(apr_file_t **file, const char *path,
-                                struct stat *st, apr_pool_t *p)
-{
-    apr_os_file_t fd =
-        open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
-
-    if (fd < 0) { /* ENXIO: a socket */
-        return platform_is_symlink_error(errno) || errno == ENXIO ? APR_EINVAL
-                                                                  : errno;
-    }
-    if (fstat(fd, st) != 0 || !S_ISREG(st->st_mode)
-        || (st->st_uid != geteuid() && st->st_uid != 0
-            && st->st_uid != ap_unixd_config.user_id)) {
-        close(fd);
-        return APR_EINVAL;
-    }
-    return apr_os_file_put(file, &fd, APR_FOPEN_READ, p);
+    return image_begin(i, &of, k);
 }
 
 /*
@@ -1304,7 +707,7 @@ static int file_is_good(const ap_slotmem_instance_t *s, const char *path,
     apr_os_file_t fd = -1;
     apr_file_t *file = NULL;
     struct stat st;
-    apr_status_t rv = stored_open(&file, path, &st, p);
+    apr_status_t rv = stored_open(&file, path, &st, ap_unixd_config.user_id, p);
     int found;
 
     if (rv != APR_SUCCESS) {
@@ -1351,16 +754,6 @@ static void store_put_aside(const ap_slotmem_instance_t *s, const char *why,
                        "replace it",
             s->store, why, then, aside);
     }
-}
-
-/* What tells the file that was stored from any other, whatever the clock did
- * since. */
-static apr_uint64_t file_mark(const struct stat *st)
-{
-    return ((apr_uint64_t)st->st_mtim.tv_sec * 1000000000u
-            + (apr_uint64_t)st->st_mtim.tv_nsec)
-               * 31
-           + (apr_uint64_t)st->st_ino;
 }
 
 /*
@@ -1435,37 +828,23 @@ static int note_has(ap_slotmem_instance_t *s, const struct stat *st,
     return st && (n.marks[0] == file_mark(st) || n.marks[1] == file_mark(st));
 }
 
-/* Does the file hold just what memory holds, under a digest that is right? */
+/* Does the file hold just what memory holds, and is it for nobody else to
+ * read? */
 static int image_is_stored(ap_slotmem_instance_t *s, image_t *i, apr_pool_t *p)
 {
-    unsigned char digest[APR_MD5_DIGESTSIZE], *tail = NULL, *found;
     apr_file_t *file;
-    apr_size_t len;
     struct stat st;
-    int same = 0;
+    int same;
 
-    if (stored_open(&file, s->store, &st, p) != APR_SUCCESS) {
+    if (stored_open(&file, s->store, &st, ap_unixd_config.user_id, p)
+        != APR_SUCCESS) {
         return 0;
     }
-    if (!(st.st_mode & 0077) && image_emit(i, SINK_COMPARE, file) == APR_SUCCESS
-        && image_digest(i, digest) == APR_SUCCESS) {
-        tail = image_tail(i, digest, &len);
-        found = tail ? malloc(len + 1) : NULL;
-        same = found
-               && apr_file_read_full(file, found, len, NULL) == APR_SUCCESS
-               && memcmp(found, tail, len) == 0
-               && (apr_uint64_t)st.st_size
-                      == slotmem_shm_file_size(s->layout.item_size,
-                                               s->layout.item_num)
-                             - SLOTMEM_SHM_FILE_DIGEST_SIZE
-                             - SLOTMEM_SHM_FILE_DESC_SIZE + len;
-        if (same) {
-            apr_md5(s->digest, tail, len);
-            s->has_digest = 1;
-            stored_note(s, &st);
-        }
-        free(found);
-        free(tail);
+    same = !(st.st_mode & 0077)
+           && image_is_in(i, file, (apr_uint64_t)st.st_size, s->digest);
+    if (same) {
+        s->has_digest = 1;
+        stored_note(s, &st);
     }
     apr_file_close(file);
     return same;
@@ -1808,7 +1187,7 @@ static int store_is_needless(store_t *st, ap_slotmem_instance_t *s,
                              image_t *image)
 {
     if (st->mode == STORE_CHECKPOINT && s->has_digest) {
-        return image_is_the_last(s, image);
+        return image_bears(image, s->digest);
     }
     return image_is_stored(s, image, st->pool);
 }
@@ -1819,7 +1198,7 @@ static void store_segment(store_t *st, ap_slotmem_instance_t *s)
     image_t image;
     apr_file_t *file = NULL;
     const char *what = "reading memory for";
-    apr_status_t rv = image_begin(&image, s, &st->sink);
+    apr_status_t rv = segment_image(&image, s, &st->sink);
 
     if (rv == APR_SUCCESS && store_is_needless(st, s, &image)) {
         st->unchanged++;
@@ -1835,7 +1214,7 @@ static void store_segment(store_t *st, ap_slotmem_instance_t *s)
         rv = store_open(st, &file, s);
     }
     if (rv == APR_SUCCESS) {
-        rv = image_write(s, &image, file);
+        rv = image_write(&image, file, s->digest);
         what = rv == APR_ENOMEM ? "reading memory for" : "writing";
         if (rv == APR_SUCCESS) {
             what = "closing";
@@ -2024,41 +1403,19 @@ static apr_status_t store_all(store_t *st, enum store_mode mode,
  *               us; what killed runs left is known by its header alone.
  *
  * Named shared memory outlives processes that are killed.  The marker, a file
- * in the runtime directory, lists it:
+ * in the runtime directory, lists it (slotmem_marker.h): a line is written
+ * before the segment is made, and all of them anew when every module has
+ * configured.
  *
- *     slotmem-shm 2
- *     run IDENTITY PID BIRTH
- *     segment GEN BYRUN TYPE SIZE NUM NAME CLAIMS
- *
- * with numbers in hexadecimal but for SIZE and NUM, the name in hexadecimal
- * digits, and the slots that the configuration claimed as "0-2,5", or "-".  A
- * line is written before the segment is made, and all of them anew when every
- * module has configured.
- *
- * The lock is fcntl's: the kernel drops it with its holder, and no child
- * inherits it, so no number of a process has to be believed.  Two starts at
- * once: one may lock a file that the other has just unlinked, so after locking
- * the path is looked at again, and it has to name the locked file.
+ * Two starts at once: one may lock a file that the other has just unlinked,
+ * so after locking the path is looked at again, and it has to name the locked
+ * file.
  *
  * Who finds the marker unlocked finds the segments of a run that was killed.
  * Geometry and names come from the marker, which only the parent's user can
  * write; the segment itself must bear the run's identity in a header that
  * fits, else it is not believed.
  */
-#define MARKER_NAME     "slotmem-shm.run"
-#define MARKER_TITLE    "slotmem-shm 2\n"
-#define MARKER_SIZE_MAX ((off_t)64 * 1024 * 1024)
-
-enum runtime_state {
-    RUNTIME_UNKNOWN, /* not looked at yet by this process */
-    RUNTIME_OWNER,
-    RUNTIME_HEIR,
-    RUNTIME_UNLISTED
-};
-
-static const char *const runtime_text[] = { "unknown", "owner", "heir",
-                                            "unlisted" };
-
 /* For the log and the status page of every process, not for any decision: the
  * children can write it. */
 typedef struct {
@@ -2108,92 +1465,7 @@ static int runtime_may_write(void)
     return retained->state != RUNTIME_HEIR;
 }
 
-/* -- the marker's text -- */
-
-typedef struct {
-    char *bytes; /* malloc'ed */
-    apr_size_t len, room;
-} text_t;
-
-static void text_add(text_t *t, const char *more)
-{
-    apr_size_t len = strlen(more);
-
-    if (t->len + len + 1 > t->room) {
-        apr_size_t room = 2 * (t->len + len + 1);
-        char *bytes = realloc(t->bytes, room);
-
-        if (!bytes) {
-            return;
-        }
-        t->bytes = bytes;
-        t->room = room;
-    }
-    memcpy(t->bytes + t->len, more, len + 1);
-    t->len += len;
-}
-
-static void text_add_run(text_t *t, apr_pool_t *p)
-{
-    text_add(t, apr_psprintf(p, "run %s %" APR_PID_T_FMT " %x\n",
-                             hex_text(p, retained->run, sizeof(retained->run)),
-                             getpid(), self.server.birth));
-}
-
-/* Which slots are set, as "0-2,5". */
-static void text_add_bits(text_t *t, const apr_uint64_t *bits, unsigned int num)
-{
-    unsigned int id, from, any = 0;
-    char range[32];
-
-    for (id = 0; bits && id < num; id++) {
-        if (!slotmem_set_has(bits, id)) {
-            continue;
-        }
-        for (from = id; id + 1 < num && slotmem_set_has(bits, id + 1);) {
-            id++;
-        }
-        apr_snprintf(range, sizeof(range), from == id ? "%s%u" : "%s%u-%u",
-                     any++ ? "," : "", from, id);
-        text_add(t, range);
-    }
-    text_add(t, any ? "\n" : "-\n");
-}
-
-static void text_add_segment(text_t *t, const ap_slotmem_instance_t *s,
-                             apr_pool_t *p)
-{
-    text_add(t, apr_psprintf(p, "segment %x %x %x %" APR_SIZE_T_FMT " %u %s ",
-                             mpm_generation(), s->by_run, s->type,
-                             s->layout.item_size, s->layout.item_num,
-                             hex_text(p, s->name, strlen(s->name))));
-    text_add_bits(t, s->claims, s->layout.item_num);
-}
-
-/* The set that such a text names; NULL when it names none, or is none. */
-static apr_uint64_t *bits_parse(const char *text, unsigned int num,
-                                apr_pool_t *p)
-{
-    apr_uint64_t *bits = NULL;
-    unsigned long first, last;
-    char *end;
-
-    while (text && apr_isdigit(*text)) {
-        first = last = strtoul(text, &end, 10);
-        if (*end == '-') {
-            last = strtoul(end + 1, &end, 10);
-        }
-        if (last >= num || first > last) {
-            return NULL;
-        }
-        bits = bits ? bits : bits_make(num, p);
-        for (; first <= last; first++) {
-            slotmem_set_put(bits, (unsigned int)first, 1);
-        }
-        text = *end == ',' ? end + 1 : NULL;
-    }
-    return bits;
-}
+/* -- the marker -- */
 
 static void marker_failed(apr_status_t rv)
 {
@@ -2204,7 +1476,27 @@ static void marker_failed(apr_status_t rv)
                  retained->path);
 }
 
-static void marker_put(const text_t *t, off_t at)
+/* Who this run is, as a line of the marker. */
+static void marker_add_run(marker_text_t *t)
+{
+    marker_text_run(t, retained->run, getpid(), self.server.birth);
+}
+
+static void marker_add_segment(marker_text_t *t, const ap_slotmem_instance_t *s)
+{
+    marker_line_t line = { { 0 },
+                           mpm_generation(),
+                           s->by_run,
+                           s->type,
+                           s->layout.item_size,
+                           s->layout.item_num,
+                           s->name,
+                           NULL };
+
+    marker_text_segment(t, &line, s->claims);
+}
+
+static void marker_put(const marker_text_t *t, off_t at)
 {
     if (t->bytes
         && pwrite(retained->marker, t->bytes, t->len, at) != (ssize_t)t->len) {
@@ -2213,12 +1505,12 @@ static void marker_put(const text_t *t, off_t at)
 }
 
 /* A segment is about to be made: from now on it is listed. */
-static void marker_add(const ap_slotmem_instance_t *s, apr_pool_t *p)
+static void marker_add(const ap_slotmem_instance_t *s)
 {
-    text_t t = { 0 };
+    marker_text_t t = { 0 };
 
     if (retained->state == RUNTIME_OWNER) {
-        text_add_segment(&t, s, p);
+        marker_add_segment(&t, s);
         marker_put(&t, lseek(retained->marker, 0, SEEK_END));
         free(t.bytes);
     }
@@ -2232,27 +1524,23 @@ static void marker_add(const ap_slotmem_instance_t *s, apr_pool_t *p)
 static void marker_write(void)
 {
     const ap_slotmem_instance_t *s;
-    text_t t = { 0 };
-    apr_pool_t *p;
+    marker_text_t t = { 0 };
 
     if (retained->state != RUNTIME_OWNER) {
         return;
     }
-    apr_pool_create_unmanaged_ex(&p, NULL, NULL);
-    text_add(&t, MARKER_TITLE);
-    text_add_run(&t, p);
+    marker_text_add(&t, MARKER_TITLE);
+    marker_add_run(&t);
     for (s = registry ? registry->first : NULL; s; s = s->next) {
         if (s->key) {
-            text_add_segment(&t, s, p);
+            marker_add_segment(&t, s);
         }
-        apr_pool_clear(p);
     }
     marker_put(&t, 0);
     if (ftruncate(retained->marker, (off_t)t.len) != 0) {
         marker_failed(errno);
     }
     free(t.bytes);
-    apr_pool_destroy(p);
 }
 
 static void marker_close(void)
@@ -2261,81 +1549,6 @@ static void marker_close(void)
         close(retained->marker);
         retained->marker = -1;
     }
-}
-
-/* Does the path name the open file? */
-static int marker_is_named(int fd, const char *path, struct stat *open_one)
-{
-    struct stat named;
-
-    return fstat(fd, open_one) == 0 && lstat(path, &named) == 0
-           && open_one->st_dev == named.st_dev
-           && open_one->st_ino == named.st_ino;
-}
-
-/* APR_SUCCESS, or APR_EBUSY with the pid of whoever holds it. */
-static apr_status_t marker_lock(int fd, pid_t *holder)
-{
-    struct flock lock;
-
-    memset(&lock, 0, sizeof(lock));
-    lock.l_type = F_WRLCK;
-    lock.l_whence = SEEK_SET;
-    if (fcntl(fd, F_SETLK, &lock) == 0) {
-        return APR_SUCCESS;
-    }
-    if (errno != EAGAIN && errno != EACCES) {
-        return errno;
-    }
-    *holder = fcntl(fd, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK
-                  ? lock.l_pid
-                  : 0;
-    return APR_EBUSY;
-}
-
-/* The marker, opened so that a link planted in its place is not followed and
- * a pipe not waited for. */
-static apr_status_t marker_open(const char *path, int *fd)
-{
-    const int flags = O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC;
-    struct stat st;
-
-    *fd = open(path, flags, 0600);
-    if (*fd < 0 && platform_is_symlink_error(errno)) {
-        unlink(path);
-        *fd = open(path, flags | O_EXCL, 0600);
-    }
-    if (*fd < 0) {
-        return errno;
-    }
-    if (fstat(*fd, &st) != 0 || !S_ISREG(st.st_mode)
-        || st.st_uid != geteuid()) {
-        close(*fd);
-        return APR_EACCES;
-    }
-    return APR_SUCCESS;
-}
-
-/* Could nobody but this user have written it? */
-static int marker_is_private(const struct stat *st)
-{
-    return !(st->st_mode & 0077) && st->st_nlink == 1;
-}
-
-/* The text of an open marker, malloc'ed; NULL when there is none. */
-static char *marker_read(int fd)
-{
-    struct stat st;
-    ssize_t got;
-    char *text;
-
-    if (fstat(fd, &st) != 0 || st.st_size >= MARKER_SIZE_MAX
-        || (text = malloc((size_t)st.st_size + 1)) == NULL) {
-        return NULL;
-    }
-    got = pread(fd, text, (size_t)st.st_size, 0);
-    text[got > 0 ? got : 0] = '\0';
-    return text;
 }
 
 /*
@@ -2368,7 +1581,7 @@ static apr_status_t marker_take(const char *path, pid_t *holder)
             unlink(path);
         }
         close(fd);
-        if (rv == APR_EBUSY && *holder == retained->pid) {
+        if (rv == EBUSY && *holder == retained->pid) {
             /* Ourselves, before the server detached, about to end. */
             apr_sleep(apr_time_from_msec(50));
         }
@@ -2378,7 +1591,7 @@ static apr_status_t marker_take(const char *path, pid_t *holder)
         rv = APR_EACCES;
     }
     if (text && retained->marker >= 0 && st.st_size == 0) {
-        const text_t same = { text, strlen(text), 0 };
+        const marker_text_t same = { text, strlen(text), 0 };
 
         marker_put(&same, 0);
     }
@@ -2472,7 +1685,7 @@ static int runtime_look(enum runtime_state *before)
         rv = path ? marker_take(path, &holder) : APR_ENOTDIR;
     }
     retained->state = rv == APR_SUCCESS ? RUNTIME_OWNER
-                      : rv == APR_EBUSY ? RUNTIME_HEIR
+                      : rv == EBUSY     ? RUNTIME_HEIR
                                         : RUNTIME_UNLISTED;
     retained->told->state = retained->state;
     retained->pid = getpid();
@@ -2487,8 +1700,7 @@ static int runtime_look(enum runtime_state *before)
 /* -- what others have left -- */
 
 /* Maps what the marker lists, if it is just that. */
-static void orphan_map(orphan_t *o, unsigned int type, const char *size,
-                       const char *num, const char *claims)
+static void orphan_map(orphan_t *o, const marker_line_t *line)
 {
     apr_pool_t *p = registry->pool;
     ap_slotmem_instance_t *s = apr_pcalloc(p, sizeof(*s));
@@ -2498,81 +1710,40 @@ static void orphan_map(orphan_t *o, unsigned int type, const char *size,
     if (!s->store || segment_open(s, o->key, o->run) != APR_SUCCESS) {
         return;
     }
-    if (s->type != type
-        || s->layout.item_size != (apr_size_t)apr_strtoi64(size, NULL, 10)
-        || s->layout.item_num != (unsigned int)strtoul(num, NULL, 10)) {
+    if (s->type != line->type || s->layout.item_size != line->item_size
+        || s->layout.item_num != line->item_num) {
         memory_unmap(&s->memory);
         return;
     }
     s->origin = ORIGIN_MEMORY;
+    s->claims = bits_make(s->layout.item_num, p);
     /* Whose the slots were is not for others to say. */
-    s->claims =
-        retained->doubtful ? NULL : bits_parse(claims, s->layout.item_num, p);
+    if (retained->doubtful
+        || !marker_claims(line->claims, s->layout.item_num, s->claims)) {
+        s->claims = NULL;
+    }
     o->s = s;
     apr_hash_set(orphans.by_name, o->name, APR_HASH_KEY_STRING, o);
 }
 
-/* A line of the marker, behind "segment ". */
-static void orphan_add(char *line, const unsigned char *run)
+static void orphan_add(void *ctx, const marker_line_t *line)
 {
     apr_pool_t *p = registry->pool;
-    const char *gen = apr_strtok(line, " ", &line);
-    const char *by_run = apr_strtok(NULL, " ", &line);
-    const char *type = apr_strtok(NULL, " ", &line);
-    const char *size = apr_strtok(NULL, " ", &line);
-    const char *num = apr_strtok(NULL, " ", &line);
-    const char *hex = apr_strtok(NULL, " ", &line);
-    const char *claims = apr_strtok(NULL, " ", &line);
-    apr_size_t len = hex ? strlen(hex) / 2 : 0;
-    unsigned int bits;
-    orphan_t *o;
-    char *name;
+    orphan_t *o = apr_pcalloc(p, sizeof(*o));
 
-    if (!claims || !len) {
-        return;
-    }
-    name = apr_pcalloc(p, len + 1);
-    if (!hex_bytes(hex, name, len) || strlen(name) != len) {
-        return;
-    }
-    o = apr_pcalloc(p, sizeof(*o));
-    o->name = name;
+    (void)ctx;
+    memcpy(o->run, line->run, sizeof(o->run));
+    o->name = apr_pstrdup(p, line->name);
     o->key =
-        name_key(p, name, (unsigned int)strtoul(gen, NULL, 16),
-                 *by_run == '1' ? hex_text(p, run, SLOTMEM_SHM_RUN_LEN) : NULL);
-    memcpy(o->run, run, sizeof(o->run));
+        name_key(p, o->name, line->generation,
+                 line->by_run ? hex_text(p, o->run, sizeof(o->run)) : NULL);
     if (!o->key) {
         return;
     }
     apr_hash_set(orphans.by_key, o->key, APR_HASH_KEY_STRING, o);
-    bits = (unsigned int)strtoul(type, NULL, 16);
-    if (bits & AP_SLOTMEM_TYPE_PERSIST) {
-        orphan_map(o, bits, size, num, claims);
+    if (line->type & AP_SLOTMEM_TYPE_PERSIST) {
+        orphan_map(o, line);
         orphans.unseen |= o->s == NULL;
-    }
-}
-
-/* A line without its end was being written when the parent died, before the
- * segment was made.  Of several segments of a name (a restart was under way)
- * the last is the one to go on with. */
-static void marker_parse(char *text)
-{
-    unsigned char run[SLOTMEM_SHM_RUN_LEN];
-    char *line = text, *end;
-    int in_run = 0;
-
-    if (strncmp(text, MARKER_TITLE, sizeof(MARKER_TITLE) - 1) != 0) {
-        return;
-    }
-    for (; (end = strchr(line, '\n')) != NULL; line = end + 1) {
-        *end = '\0';
-        if (!strncmp(line, "run ", 4)) {
-            line += 4;
-            in_run = hex_bytes(apr_strtok(line, " ", &line), run, sizeof(run));
-        }
-        else if (!strncmp(line, "segment ", 8) && in_run) {
-            orphan_add(line + 8, run);
-        }
     }
 }
 
@@ -2590,7 +1761,7 @@ static void orphans_find(void)
     }
     text = marker_read(fd);
     if (text) {
-        marker_parse(text);
+        marker_parse(text, orphan_add, NULL);
         free(text);
     }
     if (fd != retained->marker) {
@@ -2793,7 +1964,7 @@ static apr_status_t legacy_copy_unguarded(void *ctx)
         const int used = slotmem_table_used(&g->old->table, id);
 
         if (g->kinds) {
-            g->kinds[id] = slot_kind(g->old, id, used);
+            g->kinds[id] = slotmem_kind_of(g->old->claims, id, used);
         }
         if (id < s->layout.item_num) {
             slotmem_locks_carry(&s->locks, id, &g->old->locks, id, &patience);
@@ -2960,7 +2131,7 @@ static enum restored persist_restore_once(ap_slotmem_instance_t *s,
     apr_file_t *file = NULL;
     struct stat st;
 
-    *rv = stored_open(&file, s->store, &st, p);
+    *rv = stored_open(&file, s->store, &st, ap_unixd_config.user_id, p);
     if (APR_STATUS_IS_ENOENT(*rv) || APR_STATUS_IS_ENOTDIR(*rv)
         || APR_STATUS_IS_ENAMETOOLONG(*rv)) {
         return RESTORE_NO_FILE;
@@ -3157,6 +2328,7 @@ static void runtime_arrive(void)
     (void)runtime_look(&before);
     if (before == RUNTIME_UNKNOWN) {
         registry->arrived = 1;
+        registry->remains = platform_has_objects();
         if (retained->state != RUNTIME_UNLISTED) {
             orphans_find();
         }
@@ -3168,19 +2340,17 @@ static void runtime_arrive(void)
         }
         if (retained->state == RUNTIME_OWNER) {
             const unsigned int listed = apr_hash_count(orphans.by_key);
-            text_t t = { 0 };
-            apr_pool_t *p = scratch_pool();
+            marker_text_t t = { 0 };
 
             /* Behind what is listed, until that has been taken over; if
              * there was nothing, what follows makes a new list. */
-            text_add(&t, listed ? "\n" : MARKER_TITLE);
-            text_add_run(&t, p);
+            marker_text_add(&t, listed ? "\n" : MARKER_TITLE);
+            marker_add_run(&t);
             marker_put(&t, listed ? lseek(retained->marker, 0, SEEK_END) : 0);
             if (!listed && ftruncate(retained->marker, (off_t)t.len) != 0) {
                 marker_failed(errno);
             }
             free(t.bytes);
-            apr_pool_destroy(p);
         }
         if (orphans.by_name) {
             orphans_judge();
@@ -3337,11 +2507,6 @@ static void inheritance_end(void)
  * second, and writes what has changed since it last wrote it; shared mappings
  * are not copied by fork, so to begin it is quick at any size.
  *
- * So that no amount of state becomes a burden, the next look comes after
- * fifty times what a usual one takes, and what is written is held to 64 KiB a
- * second over minutes; but never later than five minutes.  A usual look: the
- * shorter of the last two, so one slow flush changes nothing.  By a monotonic
- * clock: a wall clock that somebody sets back changes nothing either.
  *
  * A pipe leads from the parent to the helper: a byte has it look at once, and
  * its end, which comes with the parent's, is the helper's.  (Every process
@@ -3352,12 +2517,7 @@ static void inheritance_end(void)
  * neither delay a stop for long nor replace what was stored after it: the
  * SIGKILL is waiting for it when the kernel lets go.
  */
-#define CHECKPOINT_SECOND    APR_UINT64_C(1000000)
-#define CHECKPOINT_SHARE     50
-#define CHECKPOINT_BYTES_SEC 65536
-#define CHECKPOINT_BURST     ((apr_uint64_t)CHECKPOINT_BYTES_SEC * 300)
-#define CHECKPOINT_MOST      (300 * CHECKPOINT_SECOND)
-#define CHECKPOINT_STOP_WAIT (CHECKPOINT_SECOND / 2)
+#define CHECKPOINT_STOP_WAIT (PACE_SECOND / 2)
 
 #define WAKE_NOW 'n' /* look at once                                   */
 #define WAKE_ALL 'a' /* and store everything: the files are gone       */
@@ -3370,39 +2530,6 @@ static struct {
     int called_off;     /* we have asked it to end, or began none */
 } checkpoint = { .pipe = -1, .called_off = 1 };
 
-/* How long to wait after a look that ended now, took so long and wrote so
- * much. */
-typedef struct {
-    apr_uint64_t looks;
-    apr_uint64_t took; /* the look before this one             */
-    apr_uint64_t debt; /* bytes written beyond what is free    */
-    apr_uint64_t paid; /* when that was reckoned last          */
-} pace_t;
-
-static apr_uint64_t pace_pause(pace_t *pace, apr_uint64_t now,
-                               apr_uint64_t took, apr_uint64_t bytes)
-{
-    const apr_uint64_t usual = took < pace->took ? took : pace->took;
-    const apr_uint64_t free_bytes =
-        (now - pace->paid) / CHECKPOINT_SECOND * CHECKPOINT_BYTES_SEC;
-    apr_uint64_t pause = usual * CHECKPOINT_SHARE, wait;
-
-    if (free_bytes) {
-        pace->debt = pace->debt > free_bytes ? pace->debt - free_bytes : 0;
-        pace->paid = now;
-    }
-    pace->took = took;
-    pace->debt += bytes;
-    wait = pace->debt > CHECKPOINT_BURST
-               ? (pace->debt - CHECKPOINT_BURST) / CHECKPOINT_BYTES_SEC
-                     * CHECKPOINT_SECOND
-               : 0;
-    pause = wait > pause ? wait : pause;
-    return pause < CHECKPOINT_SECOND ? CHECKPOINT_SECOND
-           : pause > CHECKPOINT_MOST ? CHECKPOINT_MOST
-                                     : pause;
-}
-
 /* One look at everything.  Returns how long to wait for the next. */
 static apr_uint64_t checkpoint_look(pace_t *pace)
 {
@@ -3412,7 +2539,7 @@ static apr_uint64_t checkpoint_look(pace_t *pace)
     store_t st;
 
     if (store_begin(&st, STORE_CHECKPOINT) != APR_SUCCESS) {
-        return CHECKPOINT_SECOND;
+        return PACE_SECOND;
     }
     if (pace->looks++ == 0) {
         store_flush_late(&st);
@@ -3424,7 +2551,7 @@ static apr_uint64_t checkpoint_look(pace_t *pace)
     }
     store_end(&st, &retained->told->failing);
     now = monotonic_now();
-    return pace_pause(pace, now, now - began, st.bytes);
+    return pace_pause(pace, now - began, st.bytes, now);
 }
 
 /* Waits so long, or for the parent.  Ends with it. */
@@ -3463,7 +2590,7 @@ static void checkpoint_helper(int pipe)
     static const int signals[] = { SIGTERM, SIGHUP,   SIGINT,
                                    SIGUSR1, SIGWINCH, SIGPIPE };
     ap_listen_rec *listener;
-    pace_t pace = { 0, 0, 0, 0 };
+    pace_t pace = { 0 };
     sigset_t none;
     apr_size_t i;
 
@@ -3751,7 +2878,7 @@ static void stock_sweep(const char *name, apr_pool_t *p)
     unsigned int generation;
 
     /* No list: the directory has become ours only since the arrival. */
-    if (!registry->arrived || retained->state != RUNTIME_OWNER
+    if (!registry->remains || retained->state != RUNTIME_OWNER
         || !orphans.by_key || name_is_absolute(name)
         || registry->count * STOCK_GENERATIONS > STOCK_LOOKS) {
         return;
@@ -3776,7 +2903,7 @@ static apr_status_t segment_map_named(ap_slotmem_instance_t *s, apr_pool_t *p)
 
     stock_sweep(s->name, p);
 
-    marker_add(s, p);
+    marker_add(s);
     rv = memory_make_named(&s->memory, s->layout.total, s->key);
     if (APR_STATUS_IS_EEXIST(rv) && key_clear(s, &hold)) {
         rv = memory_make_named(&s->memory, s->layout.total, s->key);
@@ -4361,35 +3488,9 @@ static const ap_slotmem_provider_t provider = {
 
 /*
  * What an administrator is told: a section of server-status, the same under
- * ?auto for programs, and one line in the log when the server has started.
- *
- * Keys under ?auto are published (README.md) and read by programs: `Key:
- * value` lines, keys of letters and digits that begin with Slotmem, totals
- * first, then SlotmemSegment0..., in the order in which the segments were
- * made.  Times are seconds since 1970.
+ * ?auto for programs (slotmem_status.h words both), and one line in the log
+ * when the server has started.
  */
-#define STATUS_ROWS     200  /* on the page; ?auto has every segment        */
-#define STATUS_NAME     28   /* characters of a name before it is cut       */
-#define STATUS_AUTO_MAX 4096 /* of a line: some readers give up at 64 KiB   */
-
-typedef struct {
-    int segments;
-    int stored;        /* those that are kept in files     */
-    int from[ORIGINS]; /* what those began with            */
-    int mortal;        /* those whose memory has no name   */
-    apr_uint64_t slots, used, memory;
-    apr_time_t oldest; /* store of all; 0: one has none    */
-} tally_t;
-
-/* One segment at one moment, so that a row and the total agree while children
- * change the table. */
-typedef struct {
-    const ap_slotmem_instance_t *s;
-    const char *name;
-    unsigned int used;
-    apr_uint64_t memory;
-    apr_time_t stored; /* 0: not yet, or never */
-} row_t;
 
 /* The time comes from shared memory, where a child may write any number. */
 static apr_time_t stored_time(const ap_slotmem_instance_t *s)
@@ -4399,53 +3500,6 @@ static apr_time_t stored_time(const ap_slotmem_instance_t *s)
     return s->store && when > 0 && when <= apr_time_now() + apr_time_from_sec(1)
                ? when
                : 0;
-}
-
-static void row_read(row_t *row, const ap_slotmem_instance_t *s)
-{
-    row->s = s;
-    row->name = s->name ? s->name : "(anonymous)";
-    row->used = slotmem_table_count(&s->table);
-    row->memory = s->layout.total;
-    row->stored = stored_time(s);
-}
-
-static void tally_add(tally_t *t, const row_t *row)
-{
-    const ap_slotmem_instance_t *s = row->s;
-
-    t->segments++;
-    t->slots += s->layout.item_num;
-    t->used += row->used;
-    t->memory += row->memory;
-    if (s->store) {
-        if (t->stored == 0 || row->stored < t->oldest) {
-            t->oldest = row->stored;
-        }
-        t->stored++;
-        t->from[s->origin]++;
-        t->mortal += !s->key;
-    }
-}
-
-/* Every segment of this process.  A copy, since writing to a slow client
- * under the registry's lock would hold up whoever creates or attaches; a
- * segment itself stays for as long as the process lives. */
-static apr_array_header_t *rows_read(apr_pool_t *p, tally_t *t)
-{
-    apr_array_header_t *rows = apr_array_make(p, 64, sizeof(row_t));
-    const ap_slotmem_instance_t *s;
-
-    memset(t, 0, sizeof(*t));
-    registry_lock();
-    for (s = registry->first; s; s = s->next) {
-        row_t *row = apr_array_push(rows);
-
-        row_read(row, s);
-        tally_add(t, row);
-    }
-    registry_unlock();
-    return rows;
 }
 
 static const char *flags_text(apr_pool_t *p, ap_slotmem_type_t type)
@@ -4459,157 +3513,41 @@ static const char *flags_text(apr_pool_t *p, ap_slotmem_type_t type)
     return *text ? text + 1 : "-";
 }
 
-/* In the units of the rest of the page. */
-static const char *bytes_text(apr_pool_t *p, apr_uint64_t bytes)
+/* At one moment, so that a row and the total agree while children change the
+ * table. */
+static void row_read(status_row_t *row, const ap_slotmem_instance_t *s,
+                     apr_pool_t *p)
 {
-    static const char *const units[] = { "kB", "MB", "GB", "TB" };
-    double value = (double)bytes / 1024;
-    unsigned int unit = 0;
+    row->name = s->name ? s->name : "(anonymous)";
+    row->file = s->store;
+    row->flags = flags_text(p, s->type);
+    row->item_size = s->layout.item_size;
+    row->item_num = s->layout.item_num;
+    row->used = slotmem_table_count(&s->table);
+    row->memory = s->layout.total;
+    row->origin = s->origin;
+    row->mortal = !s->key;
+    row->stored = stored_time(s);
+}
 
-    if (bytes < 1024) {
-        return apr_psprintf(p, "%d B", (int)bytes);
+/* Every segment of this process.  A copy, since writing to a slow client
+ * under the registry's lock would hold up whoever creates or attaches; a
+ * segment itself stays for as long as the process lives. */
+static apr_array_header_t *rows_read(apr_pool_t *p, status_tally_t *t)
+{
+    apr_array_header_t *rows = apr_array_make(p, 64, sizeof(status_row_t));
+    const ap_slotmem_instance_t *s;
+
+    memset(t, 0, sizeof(*t));
+    registry_lock();
+    for (s = registry->first; s; s = s->next) {
+        status_row_t *row = apr_array_push(rows);
+
+        row_read(row, s, p);
+        status_tally_add(t, row);
     }
-    while (value >= 1024 && unit < sizeof(units) / sizeof(units[0]) - 1) {
-        value /= 1024;
-        unit++;
-    }
-    return apr_psprintf(p, "%.1f %s", value, units[unit]);
-}
-
-static const char *ago_text(apr_pool_t *p, apr_time_t when)
-{
-    apr_int64_t s = apr_time_sec(apr_time_now() - when);
-
-    return s < 0        ? "now"
-           : s < 120    ? apr_psprintf(p, "%d s ago", (int)s)
-           : s < 7200   ? apr_psprintf(p, "%d min ago", (int)(s / 60))
-           : s < 172800 ? apr_psprintf(p, "%d h ago", (int)(s / 3600))
-                        : apr_psprintf(p, "%d days ago", (int)(s / 86400));
-}
-
-static const char *date_text(apr_pool_t *p, apr_time_t when)
-{
-    char *text = apr_palloc(p, APR_RFC822_DATE_LEN);
-
-    return apr_rfc822_date(text, when) == APR_SUCCESS ? text : "";
-}
-
-/* Names hold any bytes: control characters and what is not ASCII as \xhh,
- * since the page is ISO-8859-1, then what HTML reserves. */
-static const char *html_text(apr_pool_t *p, const char *text)
-{
-    return ap_escape_html(p, ap_escape_logitem(p, text));
-}
-
-/* The end of a name from `shown` on, cut, with the whole of it at hand. */
-static const char *html_cut(apr_pool_t *p, const char *whole, const char *shown)
-{
-    const int cut = strlen(shown) > STATUS_NAME;
-
-    if (shown == whole && !cut) {
-        return html_text(p, whole);
-    }
-    return apr_pstrcat(
-        p, "<abbr title=\"", html_text(p, whole), "\">",
-        cut ? html_text(p, apr_pstrmemdup(p, shown, STATUS_NAME - 3))
-            : html_text(p, shown),
-        cut ? "..." : "", "</abbr>", NULL);
-}
-
-static const char *html_file(apr_pool_t *p, const ap_slotmem_instance_t *s)
-{
-    const char *slash = s->store ? ap_strrchr_c(s->store, '/') : NULL;
-
-    return slash ? html_cut(p, s->store, slash + 1) : "-";
-}
-
-static const char *html_stored(apr_pool_t *p, const row_t *row)
-{
-    return !row->s->store ? "no"
-           : !row->stored ? "not yet"
-                          : apr_psprintf(p, "<span title=\"%s\">%s</span>",
-                                         date_text(p, row->stored),
-                                         ago_text(p, row->stored));
-}
-
-/* What matters first, since a phone shows the left of the table.  The bar is
- * made of borders, in the colour of the text: a browser that darkens the page
- * takes a background for one, and leaves black on black. */
-static void row_html(request_rec *r, const row_t *row)
-{
-    const ap_slotmem_instance_t *s = row->s;
-    apr_pool_t *p = r->pool;
-    unsigned int percent =
-        s->layout.item_num
-            ? (unsigned int)((apr_uint64_t)row->used * 100 / s->layout.item_num)
-            : 0;
-
-    ap_rprintf(r,
-               "<tr><td>%s</td><td>%u of %u</td>"
-               "<td title=\"%u%%\">"
-               "<div style=\"width:5em;height:.7em;border:1px solid\">"
-               "<div style=\"width:%u%%;border-top:.7em solid\">"
-               "</div></div></td><td>%s</td><td>%s</td>"
-               "<td>%" APR_SIZE_T_FMT " B</td>"
-               "<td title=\"%" APR_UINT64_T_FMT " bytes\">%s</td>"
-               "<td>%s</td><td>%s</td></tr>\n",
-               html_cut(p, row->name, row->name), row->used, s->layout.item_num,
-               percent, percent, html_stored(p, row), origin_text[s->origin],
-               s->layout.item_size, row->memory, bytes_text(p, row->memory),
-               flags_text(p, s->type), html_file(p, s));
-}
-
-/* ?notable: for browsers without tables. */
-static void row_line(request_rec *r, const row_t *row)
-{
-    const ap_slotmem_instance_t *s = row->s;
-    apr_pool_t *p = r->pool;
-
-    ap_rprintf(r,
-               "<dt>%s: %u of %u slots of %" APR_SIZE_T_FMT " bytes in use, "
-               "%s, flags %s, stored: %s, began with %s</dt>\n",
-               html_cut(p, row->name, row->name), row->used, s->layout.item_num,
-               s->layout.item_size, bytes_text(p, row->memory),
-               flags_text(p, s->type), html_stored(p, row),
-               origin_text[s->origin]);
-}
-
-static void row_auto(request_rec *r, int i, const row_t *row)
-{
-    const ap_slotmem_instance_t *s = row->s;
-    apr_pool_t *p = r->pool;
-
-    ap_rprintf(r,
-               "SlotmemSegment%dName: %.*s\n"
-               "SlotmemSegment%dSlots: %u\n"
-               "SlotmemSegment%dUsed: %u\n"
-               "SlotmemSegment%dSlotSize: %" APR_SIZE_T_FMT "\n"
-               "SlotmemSegment%dBytes: %" APR_UINT64_T_FMT "\n"
-               "SlotmemSegment%dFlags: %s\n"
-               "SlotmemSegment%dOrigin: %s\n",
-               i, STATUS_AUTO_MAX, ap_escape_logitem(p, row->name), i,
-               s->layout.item_num, i, row->used, i, s->layout.item_size, i,
-               row->memory, i, flags_text(p, s->type), i,
-               origin_text[s->origin]);
-    ap_rprintf(r,
-               "SlotmemSegment%dFile: %.*s\n"
-               "SlotmemSegment%dStored: %" APR_TIME_T_FMT "\n",
-               i, STATUS_AUTO_MAX,
-               s->store ? ap_escape_logitem(p, s->store) : "-", i,
-               apr_time_sec(row->stored));
-}
-
-/* What those that are kept in files began with. */
-static const char *origins_text(apr_pool_t *p, const tally_t *t)
-{
-    return apr_psprintf(p,
-                        "%d went on with the memory of the generation before, "
-                        "%d with that of a killed run, %d were restored from "
-                        "file, %d began empty",
-                        t->from[ORIGIN_GENERATION], t->from[ORIGIN_MEMORY],
-                        t->from[ORIGIN_FILE],
-                        t->from[ORIGIN_NOTHING] + t->from[ORIGIN_BAD_FILE]
-                            + t->from[ORIGIN_UNREADABLE]);
+    registry_unlock();
+    return rows;
 }
 
 /* What the parent is to the directory: a child was forked at some time. */
@@ -4621,141 +3559,45 @@ static enum runtime_state told_state(void)
                                      : RUNTIME_UNKNOWN;
 }
 
-static int lost_files(const tally_t *t)
+static void status_print(void *r, const char *format, ...)
 {
-    return t->from[ORIGIN_BAD_FILE] + t->from[ORIGIN_UNREADABLE];
+    va_list arguments;
+
+    va_start(arguments, format);
+    ap_vrprintf(r, format, arguments);
+    va_end(arguments);
 }
 
-static void tally_auto(request_rec *r, const tally_t *t)
+/* Control characters, and what is not ASCII, as \xhh. */
+static const char *status_plain(apr_pool_t *p, const char *text)
 {
-    ap_rprintf(r,
-               "SlotmemSegments: %d\n"
-               "SlotmemSlots: %" APR_UINT64_T_FMT "\n"
-               "SlotmemUsed: %" APR_UINT64_T_FMT "\n"
-               "SlotmemBytes: %" APR_UINT64_T_FMT "\n"
-               "SlotmemStoredSegments: %d\n"
-               "SlotmemStoredOldest: %" APR_TIME_T_FMT "\n"
-               "SlotmemBeganWithFile: %d\n"
-               "SlotmemBeganWithGeneration: %d\n"
-               "SlotmemBeganWithMemory: %d\n"
-               "SlotmemBeganWithNothing: %d\n"
-               "SlotmemBeganWithBadFile: %d\n"
-               "SlotmemStoringFails: %d\n"
-               "SlotmemRuntimeDir: %s\n",
-               t->segments, t->slots, t->used, t->memory, t->stored,
-               apr_time_sec(t->oldest), t->from[ORIGIN_FILE],
-               t->from[ORIGIN_GENERATION], t->from[ORIGIN_MEMORY],
-               t->from[ORIGIN_NOTHING], lost_files(t),
-               retained->told->failing != 0, runtime_text[told_state()]);
+    return ap_escape_logitem(p, text);
 }
 
-/* Above the table, in words: how full, what is stored, and what the last
- * restart brought back. */
-static void tally_html(request_rec *r, const tally_t *t)
+static const char *status_html(apr_pool_t *p, const char *text)
 {
-    ap_rprintf(r,
-               "<dl>\n<dt>%d segment%s, %" APR_UINT64_T_FMT
-               " of %" APR_UINT64_T_FMT
-               " slots in use, %s of shared memory</dt>\n",
-               t->segments, t->segments == 1 ? "" : "s", t->used, t->slots,
-               bytes_text(r->pool, t->memory));
-    if (t->stored) {
-        ap_rprintf(r,
-                   "<dt>Kept in files: %d, %s%s</dt>\n"
-                   "<dt>At the last start or restart %s</dt>\n",
-                   t->stored, t->oldest ? "stored " : "not all stored yet",
-                   t->oldest ? ago_text(r->pool, t->oldest) : "",
-                   origins_text(r->pool, t));
-    }
-    if (lost_files(t)) {
-        ap_rprintf(r,
-                   "<dt><b>Lost: %d stored file%s could not be used; the "
-                   "error log says why</b></dt>\n",
-                   lost_files(t), lost_files(t) == 1 ? "" : "s");
-    }
-    if (retained->told->failing) {
-        ap_rputs("<dt><b>Storing fails: state is in memory alone; the error "
-                 "log says why</b></dt>\n",
-                 r);
-    }
-    if (t->mortal) {
-        ap_rprintf(r,
-                   "<dt><b>The memory of %d would not outlive a kill of "
-                   "the server; the error log says why</b></dt>\n",
-                   t->mortal);
-    }
-    if (told_state() == RUNTIME_HEIR) {
-        ap_rputs("<dt><b>Another httpd uses this runtime directory: nothing "
-                 "is stored here before that one has ended</b></dt>\n",
-                 r);
-    }
-}
-
-static void table_html(request_rec *r, const apr_array_header_t *rows,
-                       const tally_t *t)
-{
-    int i;
-
-    ap_rputs(
-        "<div style=\"overflow-x:auto;white-space:nowrap\">"
-        "<table cellpadding=\"4\" summary=\"The segments\">\n<thead align=\"left\"><tr>"
-        "<th>Segment</th><th colspan=\"2\">In use</th><th>Stored</th>"
-        "<th>Began with</th><th>Slot size</th><th>Memory</th>"
-        "<th>Flags</th><th>Stored file</th></tr></thead>\n<tbody>\n",
-        r);
-    for (i = 0; i < rows->nelts && i < STATUS_ROWS; i++) {
-        row_html(r, &APR_ARRAY_IDX(rows, i, row_t));
-    }
-    ap_rprintf(r,
-               "<tr align=\"left\"><th>Sum of %d</th><th>%" APR_UINT64_T_FMT
-               " of %" APR_UINT64_T_FMT "</th><td colspan=\"4\"></td>"
-               "<th title=\"%" APR_UINT64_T_FMT " bytes\">%s</th>"
-               "<td colspan=\"2\"></td></tr>\n</tbody></table></div>\n",
-               t->segments, t->used, t->slots, t->memory,
-               bytes_text(r->pool, t->memory));
-}
-
-static void list_html(request_rec *r, const apr_array_header_t *rows)
-{
-    int i;
-
-    for (i = 0; i < rows->nelts && i < STATUS_ROWS; i++) {
-        row_line(r, &APR_ARRAY_IDX(rows, i, row_t));
-    }
+    return ap_escape_html(p, ap_escape_logitem(p, text));
 }
 
 /* The section of server-status: mod_status calls it, if it is there. */
 static int slotmem_status(request_rec *r, int flags)
 {
+    const status_out_t out = { status_print, status_plain, status_html, r,
+                               r->pool };
     const apr_array_header_t *rows;
-    tally_t tally;
-    int i;
+    status_tally_t tally;
 
     if (!registry) {
         return DECLINED;
     }
     rows = rows_read(r->pool, &tally);
-    if (flags & AP_STATUS_SHORT) {
-        tally_auto(r, &tally);
-        for (i = 0; i < rows->nelts; i++) {
-            row_auto(r, i, &APR_ARRAY_IDX(rows, i, row_t));
-        }
-        return OK;
-    }
-
-    ap_rputs("<hr />\n<h2 id=\"slotmem\">Shared memory slots</h2>\n", r);
-    tally_html(r, &tally);
-    if (flags & AP_STATUS_NOTABLE) {
-        list_html(r, rows);
-    }
-    if (rows->nelts > STATUS_ROWS) {
-        ap_rprintf(r, "<dt>%d more are not shown here</dt>\n",
-                   rows->nelts - STATUS_ROWS);
-    }
-    ap_rputs("<dt><a href=\"?auto\">All of it as text</a></dt>\n</dl>\n", r);
-    if (!(flags & AP_STATUS_NOTABLE) && rows->nelts) {
-        table_html(r, rows, &tally);
-    }
+    tally.storing_fails = retained->told->failing != 0;
+    tally.directory = told_state();
+    status_write(&out, &tally, (const status_row_t *)(const void *)rows->elts,
+                 rows->nelts,
+                 flags & AP_STATUS_SHORT     ? STATUS_AUTO
+                 : flags & AP_STATUS_NOTABLE ? STATUS_LIST
+                                             : STATUS_TABLE);
     return OK;
 }
 
@@ -4763,7 +3605,7 @@ static int slotmem_status(request_rec *r, int flags)
 static void status_log(apr_pool_t *p)
 {
     const char *kept = "none of them kept in a file";
-    tally_t t;
+    status_tally_t t;
 
     rows_read(p, &t);
     if (t.segments == 0) {
@@ -4771,7 +3613,7 @@ static void status_log(apr_pool_t *p)
     }
     if (t.stored) {
         kept = apr_psprintf(p, "%d of them kept in files: %s", t.stored,
-                            origins_text(p, &t));
+                            status_origins(p, &t));
     }
     ap_log_error(APLOG_MARK,
                  t.from[ORIGIN_MEMORY] && runtime_may_write() ? APLOG_NOTICE

@@ -629,10 +629,10 @@ slotmem_lock_take(slotmem_locks_t *k, unsigned int stripe, uint64_t writing,
                      &lock->word, &seen, slotmem_lock_mine(k, seen),
                      memory_order_acquire, memory_order_relaxed)) {
             *was = seen;
-            /* Relaxed: before the bytes by [2], after [1] by being read
-             * under the lock only. */
+            /* Before the bytes by [2].  Release: after [1], for
+             * slotmem_snapshot_as_is, with whose second look it pairs. */
             atomic_store_explicit(&lock->writing, writing,
-                                  memory_order_relaxed);
+                                  memory_order_release);
             return SLOTMEM_LOCKS_OK;
         }
     }
@@ -813,8 +813,9 @@ static inline slotmem_locks_result_t slotmem_span_take(slotmem_locks_t *k,
 }
 
 /* Notes what is about to be written; not before all is held, so that a kill
- * while it waits for one stripe spoils no slot of the others.  Relaxed: like
- * slotmem_lock_take's, ordered before the bytes by [2]. */
+ * while it waits for one stripe spoils no slot of the others.  Relaxed: before
+ * the bytes by [2], and after [1] since who reads it reads of the release
+ * sequence that slotmem_lock_take's note heads. */
 static inline void slotmem_span_note(slotmem_locks_t *k,
                                      const slotmem_span_t *span)
 {
@@ -922,7 +923,8 @@ slotmem_locks_read(slotmem_locks_t *k, unsigned int id, void *to, size_t len)
  * what it writes to "done".  Done before the copy: the copy is whole.  A copy
  * that saw one byte of its write sees its `writing` afterwards, which was
  * stored before the fence [2]; so nothing yet afterwards: the copy is whole.
- * If the holder began and ended meanwhile, nobody can tell how far.
+ * If the holder began and ended meanwhile, nobody can tell how far.  And who
+ * sees the note of a later holder sees that the word moved.
  */
 static inline size_t slotmem_snapshot_as_is(const slotmem_locks_t *k,
                                             unsigned int id, void *to)
@@ -946,8 +948,10 @@ static inline size_t slotmem_snapshot_as_is(const slotmem_locks_t *k,
         torn = slotmem_torn_reach(k, stripe);
     }
     slotmem_copy_out(to, slotmem_locks_slot(k, id), k->item_size);
-    /* Both relaxed: after the bytes by [5]. */
-    after = atomic_load_explicit(&lock->writing, memory_order_relaxed);
+    /* After the bytes by [5]; acquire, pairs with the release of the note in
+     * slotmem_lock_take: whose note it is, his word it is. */
+    after = atomic_load_explicit(&lock->writing, memory_order_acquire);
+    /* Relaxed: after the bytes by [5]. */
     if (atomic_load_explicit(&lock->word, memory_order_relaxed) != word) {
         return k->item_size;
     }

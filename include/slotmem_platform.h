@@ -98,7 +98,8 @@ enum platform_process {
  * processes which had the same number: a lock's dead owner must not be taken
  * for the process that got its number, nor a living one for dead.
  */
-static enum platform_process platform_process_birth(pid_t pid, uint64_t *birth)
+static inline enum platform_process platform_process_birth(pid_t pid,
+                                                           uint64_t *birth)
 {
 #ifdef __linux__
     /*
@@ -284,7 +285,7 @@ static inline void platform_die_with(pid_t parent)
  * Has the disk keep it.  On macOS fsync() leaves it in the drive's cache, and
  * F_FULLFSYNC is what reaches the medium, where the file system has it.
  */
-static int platform_flush(int fd)
+static inline int platform_flush(int fd)
 {
 #ifdef F_FULLFSYNC
     if (fcntl(fd, F_FULLFSYNC) == 0) {
@@ -299,13 +300,13 @@ static int platform_flush(int fd)
  * tells when it is done, so there each file is flushed by itself. */
 #ifdef __linux__
 #define PLATFORM_FLUSHES_SYSTEMS 1
-static int platform_flush_system(int fd)
+static inline int platform_flush_system(int fd)
 {
     return syncfs(fd) == 0 ? 0 : errno;
 }
 #else
 #define PLATFORM_FLUSHES_SYSTEMS 0
-static int platform_flush_system(int fd)
+static inline int platform_flush_system(int fd)
 {
     (void)fd;
     return ENOSYS;
@@ -314,7 +315,7 @@ static int platform_flush_system(int fd)
 
 /* Does that errno of open(O_NOFOLLOW) say that the last part of the path is a
  * symbolic link?  POSIX has ELOOP; FreeBSD answers EMLINK, NetBSD EFTYPE. */
-static int platform_is_symlink_error(int error)
+static inline int platform_is_symlink_error(int error)
 {
 #ifdef EFTYPE
     if (error == EFTYPE) {
@@ -329,8 +330,8 @@ static int platform_is_symlink_error(int error)
  * for, no device touched.  0 and a descriptor of a regular file of `uid` that
  * has no second name; else an errno, EACCES for what is no such file.
  */
-static int platform_file_open(const char *path, int flags, uid_t uid, int *fd,
-                              struct stat *st)
+static inline int platform_file_open(const char *path, int flags, uid_t uid,
+                                     int *fd, struct stat *st)
 {
     *fd = open(path, flags | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
     if (*fd < 0) {
@@ -350,7 +351,7 @@ static int platform_file_open(const char *path, int flags, uid_t uid, int *fd,
 enum platform_shm { PLATFORM_SHM_POSIX, PLATFORM_SHM_SYSV, PLATFORM_SHM_FILE };
 
 /* What the APR that this was compiled with makes, for advice in the log. */
-static enum platform_shm platform_shm_kind(void)
+static inline enum platform_shm platform_shm_kind(void)
 {
 #if APR_USE_SHMEM_SHMGET
     return PLATFORM_SHM_SYSV;
@@ -362,7 +363,7 @@ static enum platform_shm platform_shm_kind(void)
 }
 
 /* For the log: where an administrator finds the segments of this system. */
-static const char *platform_shm_where(void)
+static inline const char *platform_shm_where(void)
 {
     switch (platform_shm_kind()) {
     case PLATFORM_SHM_SYSV:
@@ -381,7 +382,7 @@ static const char *platform_shm_where(void)
 }
 
 /* For the log: what may be wrong when apr_shm_create() answered `error`. */
-static const char *platform_shm_advice(int error)
+static inline const char *platform_shm_advice(int error)
 {
     switch (platform_shm_kind()) {
     case PLATFORM_SHM_SYSV:
@@ -415,7 +416,7 @@ static const char *platform_shm_advice(int error)
 #define PLATFORM_NAME_SIZE 64u
 
 /* APR's first hash of a path; the second byte of its System V key, too. */
-static unsigned int platform_hash(const char *path)
+static inline unsigned int platform_hash(const char *path)
 {
     unsigned int hash = 0;
 
@@ -427,7 +428,8 @@ static unsigned int platform_hash(const char *path)
 
 /* The POSIX object's name, as APR makes it.  Its second hash adds plain
  * chars, which have a sign on x86 and none on ARM: so does this one. */
-static void platform_posix_name(const char *key, char name[PLATFORM_NAME_SIZE])
+static inline void platform_posix_name(const char *key,
+                                       char name[PLATFORM_NAME_SIZE])
 {
     unsigned int factor = 63689, hash = 0;
     const char *at;
@@ -448,8 +450,8 @@ static void platform_posix_name(const char *key, char name[PLATFORM_NAME_SIZE])
  * glibc 2.34, and an httpd whose APR uses System V has not loaded it.
  * Elsewhere they need be no files, and shm_open() takes no further flags.
  */
-static int platform_posix_open(const char *key, uid_t uid, int *fd,
-                               struct stat *st)
+static inline int platform_posix_open(const char *key, uid_t uid, int *fd,
+                                      struct stat *st)
 {
     char name[sizeof(PLATFORM_DIR) + PLATFORM_NAME_SIZE];
 
@@ -480,7 +482,7 @@ static int platform_posix_open(const char *key, uid_t uid, int *fd,
 #endif
 }
 
-static void platform_posix_unlink(const char *key)
+static inline void platform_posix_unlink(const char *key)
 {
     char name[sizeof(PLATFORM_DIR) + PLATFORM_NAME_SIZE];
 
@@ -502,7 +504,7 @@ static void platform_posix_unlink(const char *key)
  * 1.5 the second byte of ftok() is a hash of the path, before that a 1.
  * No permission is asked for here: shmctl() will say whose it is.
  */
-static int platform_sysv_id(const char *key)
+static inline int platform_sysv_id(const char *key)
 {
     const int project[2] = { (int)platform_hash(key), 1 };
     unsigned int i;
@@ -531,7 +533,8 @@ typedef struct {
 
 /* APR's size_t comes first, and the header at the next multiple; a System V
  * segment has no such word. */
-static void platform_object_init(platform_object_t *o, enum platform_shm kind)
+static inline void platform_object_init(platform_object_t *o,
+                                        enum platform_shm kind)
 {
     memset(o, 0, sizeof(*o));
     o->kind = kind;
@@ -541,7 +544,7 @@ static void platform_object_init(platform_object_t *o, enum platform_shm kind)
 
 /* Is that System V segment `uid`'s?  Both the owner, who may be given, and
  * the creator, who stays. */
-static int platform_sysv_stat(platform_object_t *o, int id, uid_t uid)
+static inline int platform_sysv_stat(platform_object_t *o, int id, uid_t uid)
 {
     struct shmid_ds ds = { 0 };
 
@@ -559,7 +562,7 @@ static int platform_sysv_stat(platform_object_t *o, int id, uid_t uid)
     return 0;
 }
 
-static void platform_object_close(platform_object_t *o)
+static inline void platform_object_close(platform_object_t *o)
 {
     if (o->fd >= 0) {
         close(o->fd);
@@ -576,8 +579,8 @@ static void platform_object_close(platform_object_t *o)
  * POSIX comes first: where APR makes those, a file may lie at the path that
  * has nothing to do with us, since an absolute name is any path.
  */
-static int platform_object_open(platform_object_t *o, const char *key,
-                                uid_t uid)
+static inline int platform_object_open(platform_object_t *o, const char *key,
+                                       uid_t uid)
 {
     struct stat st = { 0 };
     int posix, rv, fd, id;
@@ -609,7 +612,7 @@ static int platform_object_open(platform_object_t *o, const char *key,
  * object), the answer is an error and no signal.  `to` and a pipe hold them;
  * len is at most PIPE_BUF, so the pipe takes all of them.
  */
-static int platform_copy(const void *from, void *to, size_t len)
+static inline int platform_copy(const void *from, void *to, size_t len)
 {
     ssize_t got = -1;
     int ends[2], error = EFAULT;
@@ -628,8 +631,8 @@ static int platform_copy(const void *from, void *to, size_t len)
     return got == (ssize_t)len ? 0 : error ? error : EIO;
 }
 
-static int platform_object_read(const platform_object_t *o, uint64_t at,
-                                void *to, size_t len)
+static inline int platform_object_read(const platform_object_t *o, uint64_t at,
+                                       void *to, size_t len)
 {
     char *base;
     int rv;
@@ -665,8 +668,8 @@ static int platform_object_read(const platform_object_t *o, uint64_t at,
  * *len how many bytes there are from there on.  Nothing is touched yet: to do
  * so wants a guard against SIGBUS, as for any memory that others can write.
  */
-static int platform_object_map(const platform_object_t *o, void **base,
-                               size_t *len)
+static inline int platform_object_map(const platform_object_t *o, void **base,
+                                      size_t *len)
 {
     void *start;
 
@@ -692,7 +695,8 @@ static int platform_object_map(const platform_object_t *o, void **base,
 
 /* `kind`, `base` and `len` as of platform_object_map(); the object itself may
  * have been closed. */
-static void platform_unmap(enum platform_shm kind, void *base, size_t len)
+static inline void platform_unmap(enum platform_shm kind, void *base,
+                                  size_t len)
 {
     if (kind == PLATFORM_SHM_SYSV) {
         shmdt(base);
@@ -704,7 +708,8 @@ static void platform_unmap(enum platform_shm kind, void *base, size_t len)
 
 /* Takes an open object's name off the system; who has it mapped keeps it.
  * NULL as key: a System V segment whose key file is not known. */
-static void platform_object_remove(const platform_object_t *o, const char *key)
+static inline void platform_object_remove(const platform_object_t *o,
+                                          const char *key)
 {
     switch (o->kind) {
     case PLATFORM_SHM_SYSV:
@@ -732,9 +737,9 @@ enum platform_bearer {
     PLATFORM_OTHER  /* something else, or it cannot be read             */
 };
 
-static enum platform_bearer platform_object_bears(const platform_object_t *o,
-                                                  platform_wanted_fn *wanted,
-                                                  const void *ctx)
+static inline enum platform_bearer
+platform_object_bears(const platform_object_t *o, platform_wanted_fn *wanted,
+                      const void *ctx)
 {
     struct slotmem_shm_header head;
     static const struct slotmem_shm_header nothing;
@@ -751,7 +756,7 @@ static enum platform_bearer platform_object_bears(const platform_object_t *o,
 
 /* Every page of a new object is there, or this says why not: to allocate is
  * an error where to touch would be a SIGBUS.  A signal may interrupt it. */
-static int platform_back(int fd, size_t len)
+static inline int platform_back(int fd, size_t len)
 {
     int rv = ftruncate(fd, (off_t)len) == 0 ? 0 : errno;
 
@@ -767,13 +772,13 @@ static int platform_back(int fd, size_t len)
 
 /* A new file of our own, for an object or for a key: readable by nobody else
  * from its first instant, which apr_shm_create() does not see to. */
-static int platform_new_file(const char *path)
+static inline int platform_new_file(const char *path)
 {
     return open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
 }
 
-static int platform_mapped_make(const char *path, size_t size,
-                                platform_object_t *o)
+static inline int platform_mapped_make(const char *path, size_t size,
+                                       platform_object_t *o)
 {
     int rv;
 
@@ -793,8 +798,8 @@ static int platform_mapped_make(const char *path, size_t size,
     return rv;
 }
 
-static int platform_posix_make(const char *key, size_t size,
-                               platform_object_t *o)
+static inline int platform_posix_make(const char *key, size_t size,
+                                      platform_object_t *o)
 {
     char name[sizeof(PLATFORM_DIR) + PLATFORM_NAME_SIZE];
 #ifdef __linux__
@@ -827,8 +832,8 @@ static int platform_posix_make(const char *key, size_t size,
  * One attempt at a key file and the segment under its number; *fd is the file
  * as long as it matters which inode it has, else -1.
  */
-static int platform_sysv_try(const char *key, size_t size, platform_object_t *o,
-                             int *fd)
+static inline int platform_sysv_try(const char *key, size_t size,
+                                    platform_object_t *o, int *fd)
 {
     key_t number = (key_t)-1;
     int rv = 0;
@@ -862,8 +867,8 @@ static int platform_sysv_try(const char *key, size_t size, platform_object_t *o,
  */
 #define PLATFORM_SYSV_TRIES 4
 
-static int platform_sysv_make(const char *key, size_t size,
-                              platform_object_t *o)
+static inline int platform_sysv_make(const char *key, size_t size,
+                                     platform_object_t *o)
 {
     int fds[PLATFORM_SYSV_TRIES], tries = 0, rv;
 
@@ -885,8 +890,8 @@ static int platform_sysv_make(const char *key, size_t size,
  * that apr_shm_attach() finds it; but 0600 from its first instant, and with
  * every page there.  EEXIST: the name is taken.
  */
-static int platform_object_make(platform_object_t *o, const char *key,
-                                size_t len)
+static inline int platform_object_make(platform_object_t *o, const char *key,
+                                       size_t len)
 {
     int rv;
 
@@ -909,7 +914,7 @@ static int platform_object_make(platform_object_t *o, const char *key,
 
 /* Does the line of /proc/PID/maps show that file?  "from-to rights offset
  * major:minor inode path". */
-static int platform_line_shows(const char *line, const struct stat *st)
+static inline int platform_line_shows(const char *line, const struct stat *st)
 {
     unsigned long device[2];
     unsigned long long inode;
@@ -935,7 +940,7 @@ static int platform_line_shows(const char *line, const struct stat *st)
  * path, hence in its first bytes; the rest is passed over up to the end of the
  * line (the kernel writes a newline in a path as \012), so that a long path
  * of somebody's making is never taken for a line. */
-static int platform_maps_show(int fd, const struct stat *st)
+static inline int platform_maps_show(int fd, const struct stat *st)
 {
     char chunk[512], line[128];
     size_t len = 0;
@@ -963,7 +968,7 @@ static int platform_maps_show(int fd, const struct stat *st)
 }
 
 /* Does process `pid` map it?  Who may not be looked at may. */
-static int platform_process_maps(const char *pid, const struct stat *st)
+static inline int platform_process_maps(const char *pid, const struct stat *st)
 {
     char path[288];
     int fd, found;
@@ -985,7 +990,7 @@ static int platform_process_maps(const char *pid, const struct stat *st)
  * borders of containers, too, and needs no look at processes that may not be
  * looked at.
  */
-static int platform_is_mapped(int fd, const struct stat *st)
+static inline int platform_is_mapped(int fd, const struct stat *st)
 {
     DIR *proc;
     struct dirent *entry;
@@ -1020,7 +1025,7 @@ static int platform_is_mapped(int fd, const struct stat *st)
  * there: as a size that is more than an eighth of all addresses, which no
  * segment has, since no letter's byte has its upper three bits clear.
  */
-static int platform_is_key_file(int fd, const struct stat *st)
+static inline int platform_is_key_file(int fd, const struct stat *st)
 {
     size_t size = 0;
 
@@ -1055,7 +1060,7 @@ static int platform_is_key_file(int fd, const struct stat *st)
  *                                       until the caller has tried and closed
  *                                       it (-1: there is nothing to close).
  */
-static int platform_name_clear(const char *key, int ours, int *hold)
+static inline int platform_name_clear(const char *key, int ours, int *hold)
 {
     platform_object_t o;
     uint64_t magic = 0;
@@ -1113,7 +1118,7 @@ static int platform_name_clear(const char *key, int ours, int *hold)
 
 /* -- what children made, and runs that were killed left -- */
 
-static int platform_ends_with(const char *text, const char *end)
+static inline int platform_ends_with(const char *text, const char *end)
 {
     size_t len = strlen(text), n = strlen(end);
 
@@ -1125,8 +1130,9 @@ static int platform_ends_with(const char *text, const char *end)
  * be ours alone just now: those whose header is wanted, and key files that
  * lead to nothing, or to a segment that its dead maker left empty.
  */
-static void platform_sweep_keys(const char *dir, platform_wanted_fn *wanted,
-                                const void *ctx, uid_t uid)
+static inline void platform_sweep_keys(const char *dir,
+                                       platform_wanted_fn *wanted,
+                                       const void *ctx, uid_t uid)
 {
     DIR *d = opendir(dir);
     struct dirent *entry;
@@ -1163,10 +1169,31 @@ static void platform_sweep_keys(const char *dir, platform_wanted_fn *wanted,
     }
 }
 
+/* May there be objects of APR's?  No is said only where they can be listed. */
+static int platform_has_objects(void)
+{
+#ifdef __linux__
+    DIR *d = platform_shm_kind() == PLATFORM_SHM_POSIX ? opendir(PLATFORM_DIR)
+                                                       : NULL;
+    struct dirent *entry;
+    int found = d == NULL;
+
+    while (!found && (entry = readdir(d)) != NULL) {
+        found = strncmp(entry->d_name, "ShM.", 4) == 0;
+    }
+    if (d) {
+        closedir(d);
+    }
+    return found;
+#else
+    return 1;
+#endif
+}
+
 /* POSIX objects of `uid` whose header is wanted.  Their names are hashes, so all have
  * to be looked at, and only Linux has them where they can be. */
-static void platform_sweep_posix(platform_wanted_fn *wanted, const void *ctx,
-                                 uid_t uid)
+static inline void platform_sweep_posix(platform_wanted_fn *wanted,
+                                        const void *ctx, uid_t uid)
 {
 #ifdef __linux__
     DIR *d = opendir(PLATFORM_DIR);
@@ -1203,8 +1230,8 @@ static void platform_sweep_posix(platform_wanted_fn *wanted, const void *ctx,
 
 /* System V segments of `uid` whose header is wanted, whatever their key: those under
  * an absolute name, whose key file is not known.  Only Linux lists them. */
-static void platform_sweep_sysv(platform_wanted_fn *wanted, const void *ctx,
-                                uid_t uid)
+static inline void platform_sweep_sysv(platform_wanted_fn *wanted,
+                                       const void *ctx, uid_t uid)
 {
 #if defined(__linux__) && defined(SHM_INFO) && defined(SHM_STAT)
     struct shmid_ds ds = { 0 };
@@ -1237,8 +1264,9 @@ static void platform_sweep_sysv(platform_wanted_fn *wanted, const void *ctx,
  * To be called for the parent's user, and again for its children's where that
  * is another.
  */
-static void platform_shm_sweep(const char *dir, platform_wanted_fn *wanted,
-                               const void *ctx, uid_t uid)
+static inline void platform_shm_sweep(const char *dir,
+                                      platform_wanted_fn *wanted,
+                                      const void *ctx, uid_t uid)
 {
     platform_sweep_posix(wanted, ctx, uid);
     platform_sweep_sysv(wanted, ctx, uid);

@@ -97,6 +97,16 @@ static inline int slotmem_all_zero(const void *at, size_t len)
            || (bytes[0] == 0 && memcmp(bytes, bytes + 1, len - 1) == 0);
 }
 
+/** What slot `id` of a segment holds, for the next life: `used` is its
+ *  table. */
+static inline unsigned char slotmem_kind_of(const uint64_t *claims,
+                                            unsigned int id, int used)
+{
+    return slotmem_set_has(claims, id) ? SLOTMEM_SHM_KIND_CONFIGURED
+           : used                      ? SLOTMEM_SHM_KIND_RUNTIME
+                                       : SLOTMEM_SHM_KIND_NONE;
+}
+
 /** Content that has no slot. */
 typedef struct {
     unsigned char kind;

@@ -24,6 +24,7 @@ import re
 import pytest
 
 import rundir
+import sharedmem
 import shim
 
 CONF = """
@@ -105,12 +106,10 @@ def test_segment_is_listed_before_it_is_made(httpd):
     faults.arm(0, "none", "leader", "lseek,open")
     server.start()
     calls = faults.disarm()
-    made = {}                       # path: when it was opened first
-    for at, (call, path) in enumerate(calls):
-        if call == "open" and path.startswith("/dev/shm/"):
-            made.setdefault(path, at)
+    made = [calls.index(("open", sharedmem.of_key(server.key_file(name))))
+            for name in ("seg", "cleared")]
     listed = [at for at, call in enumerate(calls)
               if call == ("lseek", marker(server))]
-    assert len(made) == 2 and len(listed) >= 2, calls
-    for number, at in enumerate(sorted(made.values())):
+    assert len(listed) >= 2
+    for number, at in enumerate(sorted(made)):
         assert sum(one < at for one in listed) > number, calls

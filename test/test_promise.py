@@ -18,7 +18,7 @@ disk or the way of stopping.
 With the module as it is built for production.  The clocks of some tests are
 not the system's: shim/clock.c lets the wall clock step and a flush take long,
 and notes how long the helper asks to wait.  How that follows from how long its
-looks took is counted in unit/pace_tests.c.
+looks took is counted in unit/header_tests.c.
 """
 
 import concurrent.futures

@@ -317,7 +317,7 @@ static void check_usable(ap_slotmem_instance_t *s)
 static void emit(const ap_slotmem_instance_t *s)
 {
     static unsigned char buffers[2 * SINK_SIZE];
-    unsigned char digest[APR_MD5_DIGESTSIZE], *tail;
+    unsigned char *tail;
     apr_size_t len = 0;
     image_t i;
     sink_t k;
@@ -326,11 +326,11 @@ static void emit(const ap_slotmem_instance_t *s)
     k.buffer = buffers;
     k.other = buffers + SINK_SIZE;
     k.patience = SLOTMEM_SNAPSHOT_TRIES;
-    check(image_begin(&i, s, &k) == APR_SUCCESS, "the table is read");
+    check(segment_image(&i, s, &k) == APR_SUCCESS, "the table is read");
     check(image_free_slots(&i) <= s->layout.item_num,
           "no more used than there are");
-    check(image_digest(&i, digest) == APR_SUCCESS, "an image is made");
-    tail = image_tail(&i, digest, &len);
+    check(image_emit(&i, SINK_HASH, NULL) == APR_SUCCESS, "an image is made");
+    tail = image_tail(&i, &len);
     check(tail && len >= 32, "and its end");
     free(tail);
     image_end(&i);

@@ -387,7 +387,7 @@ static apr_status_t visit(void *mem, void *data, apr_pool_t *p)
 static void emit_all(ap_slotmem_instance_t *s)
 {
     static unsigned char buffers[2 * SINK_SIZE];
-    unsigned char digest[APR_MD5_DIGESTSIZE], *tail;
+    unsigned char *tail;
     apr_size_t len;
     image_t i;
     sink_t k;
@@ -396,11 +396,11 @@ static void emit_all(ap_slotmem_instance_t *s)
     k.buffer = buffers;
     k.other = buffers + SINK_SIZE;
     k.patience = SLOTMEM_SNAPSHOT_TRIES;
-    if (image_begin(&i, s, &k) == APR_SUCCESS) {
+    if (segment_image(&i, s, &k) == APR_SUCCESS) {
         check(image_free_slots(&i) <= s->layout.item_num,
               "no more used than there are");
-        if (image_digest(&i, digest) == APR_SUCCESS) {
-            tail = image_tail(&i, digest, &len);
+        if (image_emit(&i, SINK_HASH, NULL) == APR_SUCCESS) {
+            tail = image_tail(&i, &len);
             check(tail != NULL, "a tail");
             free(tail);
         }
@@ -563,7 +563,7 @@ static void orphans_of(char *text)
 {
     orphans.by_key = apr_hash_make(registry->pool);
     orphans.by_name = apr_hash_make(registry->pool);
-    marker_parse(text);
+    marker_parse(text, orphan_add, NULL);
 }
 
 static void scene_marker(input_t *in, apr_pool_t *p)

@@ -34,17 +34,19 @@ mkdir -p "$top/build/fuzz/restore.corpus" "$top/build/fuzz/restore.start"
 "$python" "$top/test/fuzz/make_corpus.py" "$top/build/fuzz/restore.start"
 cd "$top/build/fuzz"
 mkdir -p small-chunks
-sed 's/^#define SINK_SIZE .*/#define SINK_SIZE 256u/' \
-    "$top/mod_slotmem_shm.c" > small-chunks/mod_slotmem_shm.c
-grep -q '^#define SINK_SIZE 256u' small-chunks/mod_slotmem_shm.c
-sed 's/^#define SLOTMEM_IMAGE_CHUNK .*/#define SLOTMEM_IMAGE_CHUNK 256u/' \
-    "$top/include/slotmem_image.h" > small-chunks/slotmem_image.h
-grep -q '^#define SLOTMEM_IMAGE_CHUNK 256u' small-chunks/slotmem_image.h
+smaller()   # HEADER CONSTANT
+{
+    sed "s/^#define $2 .*/#define $2 256u/" "$top/include/$1" > "small-chunks/$1"
+    grep -q "^#define $2 256u" "small-chunks/$1"
+}
+rm -f small-chunks/*
+smaller slotmem_store.h SINK_SIZE
+smaller slotmem_image.h SLOTMEM_IMAGE_CHUNK
 # shellcheck disable=SC2046  # the tools answer with words
 $clang -std=gnu11 -g -O1 -Wall -Wextra -Wno-unused-function -D_GNU_SOURCE \
     -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
     $($apr --cppflags) -I"$($apxs -q INCLUDEDIR)" $($apr --includes) \
-    $($apu --includes) -I"$top/include" -Ismall-chunks -o fuzz_restore \
+    $($apu --includes) -Ismall-chunks -I"$top/include" -I"$top" -o fuzz_restore \
     "$top/test/fuzz/fuzz_restore.c" $($apr --link-ld) $($apu --link-ld)
 
 exec env ASAN_OPTIONS="allow_user_segv_handler=1:detect_leaks=0:${ASAN_OPTIONS:-}" \

@@ -119,9 +119,9 @@ int ap_rwrite(const void *buf, int nbyte, request_rec *r)
     return nbyte;
 }
 
-int ap_rprintf(request_rec *r, const char *fmt, ...)
+int ap_vrprintf(request_rec *r, const char *fmt, va_list arguments)
 {
-    (void)r, (void)fmt;
+    (void)r, (void)fmt, (void)arguments;
     return 0;
 }
 

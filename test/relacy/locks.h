@@ -524,6 +524,36 @@ struct LockSnapshotHeal : rl::test_suite<LockSnapshotHeal, 2>,
     }
 };
 
+/* A copy without a lock of slot 0, while one writes it and then, of the same
+ * stripe, another slot: by itself, or in a write over two.  What the second
+ * write notes is not the first one's. */
+template <bool SPAN>
+struct LockSnapshotNext : rl::test_suite<LockSnapshotNext<SPAN>, 2>,
+                          LockMemory<4, 2> {
+    void before()
+    {
+        this->lay();
+    }
+
+    void thread(unsigned i)
+    {
+        unsigned char bytes[2];
+
+        if (i == 0) {
+            this->write(0, 1, 2);
+            this->write(SPAN ? 1 : 2, 2, SPAN ? 4 : 2);
+        }
+        else if (slotmem_snapshot_as_is(this->mine(), 0, bytes) == 0) {
+            this->assert_uniform(bytes, 2);
+        }
+    }
+
+    void after()
+    {
+        this->assert_rest();
+    }
+};
+
 #define LOCK_SCENARIOS                                                         \
     SCENARIO("locks: 1 writes, 1 reads", LockTear<1, 1, 2>)                    \
     SCENARIO("locks: 1 writes, 2 read", LockTear<1, 2, 2>)                     \
@@ -539,4 +569,6 @@ struct LockSnapshotHeal : rl::test_suite<LockSnapshotHeal, 2>,
     SCENARIO("locks: torn slots of one stripe", LockReach)                     \
     SCENARIO("locks: a copy without a lock", LockSnapshot<false>)              \
     SCENARIO("locks: a copy without a lock, one dies", LockSnapshot<true>)     \
-    SCENARIO("locks: a copy while a slot heals", LockSnapshotHeal)
+    SCENARIO("locks: a copy while a slot heals", LockSnapshotHeal)             \
+    SCENARIO("locks: a copy, and the next write", LockSnapshotNext<false>)     \
+    SCENARIO("locks: a copy, and one over 2 slots", LockSnapshotNext<true>)

@@ -245,7 +245,7 @@ static void wait_for_state(pid_t pid, char state)
 #include "table_tests.c"
 #include "lock_tests.c"
 #include "mutex_tests.c"
-#include "pace_tests.c"
+#include "header_tests.c"
 
 static int unit_start(void **state)
 {
@@ -277,7 +277,11 @@ static int unit_end(void **state)
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest tests[] = {
-        LAYOUT_TESTS, TABLE_TESTS, LOCK_TESTS, MUTEX_TESTS, PACE_TESTS,
+        LAYOUT_TESTS,
+        TABLE_TESTS,
+        LOCK_TESTS,
+        MUTEX_TESTS,
+        HEADER_TESTS,
     };
 
     if (argc > 1) {

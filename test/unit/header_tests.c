@@ -1,0 +1,213 @@
+/* Licensed to the Apache Software Foundation (ASF) under one or more
+ * contributor license agreements.  See the NOTICE file distributed with
+ * this work for additional information regarding copyright ownership.
+ * The ASF licenses this file to You under the Apache License, Version 2.0
+ * (the "License"); you may not use this file except in compliance with
+ * the License.  You may obtain a copy of the License at
+ *
+ *     http://www.apache.org/licenses/LICENSE-2.0
+ *
+ * Unless required by applicable law or agreed to in writing, software
+ * distributed under the License is distributed on an "AS IS" BASIS,
+ * WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+ * See the License for the specific language governing permissions and
+ * limitations under the License.
+ */
+
+/* The marker's text and the helper's pace, which are headers that know no
+ * server.  Part of unit.c. */
+
+static marker_line_t marker_found[8];
+static char marker_names[8][300];
+static uint64_t marker_sets[8][4];
+static unsigned int marker_count;
+
+static void marker_note(void *ctx, const marker_line_t *line)
+{
+    unsigned int at = marker_count++;
+
+    assert_ptr_equal(ctx, &marker_count);
+    assert_true(at < 8);
+    marker_found[at] = *line;
+    snprintf(marker_names[at], sizeof(marker_names[at]), "%s", line->name);
+    memset(marker_sets[at], 0, sizeof(marker_sets[at]));
+    if (!marker_claims(line->claims, 130, marker_sets[at])) {
+        memset(marker_sets[at], 0, sizeof(marker_sets[at]));
+    }
+}
+
+/* Parses a copy of no more room than the text takes. */
+static unsigned int marker_read_text(const char *text)
+{
+    char *copy = strdup(text);
+
+    marker_count = 0;
+    marker_parse(copy, marker_note, &marker_count);
+    free(copy);
+    return marker_count;
+}
+
+static void test_marker_reads_as_it_was_written(void **state)
+{
+    static const unsigned char runs[2][SLOTMEM_SHM_RUN_LEN] = {
+        "0123456789abcde", { 0xff, 0, 0x7f, 0x80, 10 }
+    };
+    marker_line_t lines[3] = {
+        { { 0 }, 0, 0, 5, 64, 130, "plain", NULL },
+        { { 0 }, UINT_MAX, 1, 255, ~(size_t)0, UINT_MAX, NULL, NULL },
+        { { 0 }, 16, 0, 1, 0, 1, "/a b\n\x01\xff", NULL },
+    };
+    uint64_t set[4] = { 0 };
+    char every[256];
+    marker_text_t t = { 0 };
+    unsigned int i;
+
+    (void)state;
+    for (i = 0; i < 255; i++) {
+        every[i] = (char)(i + 1);
+    }
+    every[255] = '\0';
+    lines[1].name = every;
+    for (i = 0; i < 130; i++) {
+        slotmem_set_put(set, i, i < 3 || i == 5 || i >= 127);
+    }
+    marker_text_add(&t, MARKER_TITLE);
+    marker_text_run(&t, runs[0], 77, 0x1234);
+    marker_text_segment(&t, &lines[0], set);
+    assert_non_null(strstr(t.bytes, " 0-2,5,127-129\n"));
+    marker_text_segment(&t, &lines[1], NULL);
+    marker_text_run(&t, runs[1], 1, 0);
+    marker_text_segment(&t, &lines[2], NULL);
+
+    assert_int_equal(marker_read_text(t.bytes), 3);
+    for (i = 0; i < 3; i++) {
+        assert_memory_equal(marker_found[i].run, runs[i / 2],
+                            SLOTMEM_SHM_RUN_LEN);
+        assert_string_equal(marker_names[i], lines[i].name);
+        assert_int_equal(marker_found[i].generation, lines[i].generation);
+        assert_int_equal(marker_found[i].by_run, lines[i].by_run);
+        assert_int_equal(marker_found[i].type, lines[i].type);
+        assert_true(marker_found[i].item_size == lines[i].item_size);
+        assert_int_equal(marker_found[i].item_num, lines[i].item_num);
+        assert_true(memcmp(marker_sets[i], set, sizeof(set)) == 0
+                    || marker_sets[i][0] == 0);
+    }
+    assert_memory_equal(marker_sets[0], set, sizeof(set));
+
+    /* Cut anywhere, it holds the lines that are whole and no other. */
+    for (i = (unsigned int)t.len; i-- > 0;) {
+        unsigned int whole = 0;
+        const char *at = t.bytes;
+
+        t.bytes[i] = '\0';
+        while ((at = strstr(at, "segment ")) && strchr(at, '\n')) {
+            whole++;
+            at++;
+        }
+        assert_int_equal(marker_read_text(t.bytes), whole);
+    }
+    free(t.bytes);
+}
+
+#define RUN "run 000102030405060708090a0b0c0d0e0f 1 0\n"
+
+static void test_marker_lines_that_are_none(void **state)
+{
+    static const char *const none[] = {
+        "",
+        "\n",
+        "slotmem-shm 1\n" RUN "segment 0 0 1 1 1 61 -\n",
+        MARKER_TITLE "segment 0 0 1 1 1 61 -\n", /* of no run */
+        MARKER_TITLE "run 00 1 0\nsegment 0 0 1 1 1 61 -\n",
+        MARKER_TITLE "run\nsegment 0 0 1 1 1 61 -\n",
+        MARKER_TITLE RUN "run 0001020304050607 1 0\nsegment 0 0 1 1 1 61 -\n",
+        MARKER_TITLE RUN "run 000102030405060708090a0b0c0d0e0g 1 0\n"
+                         "segment 0 0 1 1 1 61 -\n",
+        MARKER_TITLE RUN "segment 0 0 1 1 1 61\n", /* a word is missing */
+        MARKER_TITLE RUN "segment 0 0 1 1 1 61 ",  /* the end is missing */
+        MARKER_TITLE RUN "segment  \n",
+        MARKER_TITLE RUN "segment 0 0 1 1 1 6 -\n", /* half a byte */
+        MARKER_TITLE RUN "segment 0 0 1 1 1 610 -\n",
+        MARKER_TITLE RUN "segment 0 0 1 1 1 6A -\n",
+        MARKER_TITLE RUN "segment 0 0 1 1 1 610061 -\n", /* a zero in it */
+        MARKER_TITLE RUN "segment 0 0 1 1 1 00 -\n",
+        MARKER_TITLE RUN "segments 0 0 1 1 1 61 -\n",
+    };
+    size_t i;
+
+    (void)state;
+    assert_int_equal(
+        marker_read_text(MARKER_TITLE RUN "segment 0 0 1 1 1 61 -\n"), 1);
+    assert_int_equal(marker_read_text(MARKER_TITLE RUN
+                                      "else\n segment 0 0 1 1 1 61 -\n"
+                                      "segment 0 0 1 1 1 61 - more\n"),
+                     1);
+    for (i = 0; i < sizeof(none) / sizeof(none[0]); i++) {
+        assert_int_equal(marker_read_text(none[i]), 0);
+    }
+}
+
+static void test_claims_that_are_none(void **state)
+{
+    static const char *const none[] = { "",
+                                        "-",
+                                        "x",
+                                        ",1",
+                                        "64",
+                                        "3-1",
+                                        "0-64",
+                                        "1,64",
+                                        "18446744073709551616",
+                                        "0-18446744073709551616",
+                                        "-1" };
+    uint64_t guarded_set[3] = { 0, 0, 0x5a5a };
+    size_t i;
+
+    (void)state;
+    for (i = 0; i < sizeof(none) / sizeof(none[0]); i++) {
+        assert_int_equal(marker_claims(none[i], 64, guarded_set), 0);
+        assert_true(guarded_set[1] == 0 && guarded_set[2] == 0x5a5a);
+    }
+    guarded_set[0] = 0;
+    assert_int_equal(marker_claims("0-1,63", 64, guarded_set), 1);
+    assert_true(guarded_set[0] == (UINT64_C(3) | UINT64_C(1) << 63));
+}
+
+static void test_pace_of_checkpoints(void **state)
+{
+    const uint64_t second = PACE_SECOND;
+    pace_t pace = { .paid = 1000 * second };
+    uint64_t now = pace.paid, written = 0, pause, i;
+
+    (void)state;
+    /* Quick looks: a second, and never less. */
+    assert_true(pace_pause(&pace, 0, 0, now) == second);
+    assert_true(pace_pause(&pace, 1000, 0, now) == second);
+    /* One slow look changes nothing; two do: 50 times the shorter. */
+    assert_true(pace_pause(&pace, 10 * second, 0, now) == second);
+    assert_true(pace_pause(&pace, second / 10, 0, now) == 5 * second);
+    assert_true(pace_pause(&pace, second, 0, now) == 5 * second);
+    assert_true(pace_pause(&pace, second, 0, now) == 50 * second);
+    /* Never later than five minutes. */
+    assert_true(pace_pause(&pace, 3600 * second, 0, now) == 50 * second);
+    assert_true(pace_pause(&pace, 3600 * second, 0, now) == 300 * second);
+    /* What may be written at once is written at once. */
+    (void)pace_pause(&pace, 0, 0, now);
+    assert_true(pace_pause(&pace, 0, 300 * 65536, now) == second);
+    /* Beyond that, 64 KiB a second, over any time. */
+    assert_true(pace_pause(&pace, 0, 20 * 65536, now) == 20 * second);
+    for (i = 0; i < 1000; i++) {
+        pause = pace_pause(&pace, 0, 1000000, now);
+        written += 1000000;
+        now += pause;
+    }
+    now -= 1000 * second;
+    assert_true(written / 65536 <= now / second + 320);
+    assert_true(written / 65536 + 320 >= now / second);
+}
+
+#define HEADER_TESTS                                                           \
+    cmocka_unit_test(test_marker_reads_as_it_was_written),                     \
+        cmocka_unit_test(test_marker_lines_that_are_none),                     \
+        cmocka_unit_test(test_claims_that_are_none),                           \
+        cmocka_unit_test(test_pace_of_checkpoints)
