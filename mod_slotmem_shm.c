@@ -818,7 +818,7 @@ static int note_has(ap_slotmem_instance_t *s, const struct stat *st,
  * read? */
 static int image_is_stored(ap_slotmem_instance_t *s, image_t *i, apr_pool_t *p)
 {
-    apr_file_t *file;
+    apr_file_t *file = NULL;
     struct stat st = { 0 };
     int same;
 
