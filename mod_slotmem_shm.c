@@ -2613,6 +2613,19 @@ static void checkpoint_forget(void)
     }
 }
 
+/* It has been reaped, by this module or by the MPM. */
+static void checkpoint_ended(int status)
+{
+    if (!checkpoint.called_off) {
+        ap_log_error(APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
+                     "slotmem_shm: checkpoint process %" APR_PID_T_FMT
+                     " ended (%d), which nobody asked it to; another one "
+                     "begins",
+                     retained->helper, status);
+    }
+    retained->helper = 0;
+}
+
 /*
  * Is it still our child?  Only then may its number be signalled: a child can
  * write that number into its slot of the scoreboard, the MPM then reaps the
@@ -2620,15 +2633,20 @@ static void checkpoint_forget(void)
  */
 static int checkpoint_lives(void)
 {
-    if (retained->helper > 0 && waitpid(retained->helper, NULL, WNOHANG) != 0) {
-        retained->helper = 0;
+    int status = 0;
+
+    if (retained->helper > 0
+        && waitpid(retained->helper, &status, WNOHANG) != 0) {
+        checkpoint_ended(status);
     }
     return retained->helper > 0;
 }
 
+/* Calls the helper off.  If it has ended by itself, that is said first. */
 static void checkpoint_kill(void)
 {
     if (checkpoint_lives()) {
+        checkpoint.called_off = 1;
         kill(retained->helper, SIGKILL);
     }
 }
@@ -2660,20 +2678,12 @@ static void checkpoint_maintain(int reason, void *data, int status)
     case APR_OC_REASON_DEATH:
     case APR_OC_REASON_LOST:
         if (retained->helper == checkpoint.proc.pid) {
-            retained->helper = 0;
+            checkpoint_ended(status);
         }
         checkpoint_forget();
-        if (!checkpoint.called_off) {
-            ap_log_error(APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
-                         "slotmem_shm: checkpoint process %" APR_PID_T_FMT
-                         " ended (%d), which nobody asked it to; another one "
-                         "begins",
-                         checkpoint.proc.pid, status);
-        }
         break; /* the next monitor round begins another one */
     case APR_OC_REASON_RESTART:
         /* The MPM gathers in its children, to stop or restart. */
-        checkpoint.called_off = 1;
         checkpoint_kill();
         break;
     default:

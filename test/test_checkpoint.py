@@ -119,7 +119,7 @@ def let_it_happen(fast):
     """Another server, begun later, goes through what must not happen in the
     test's: a monitor round begins a helper, and that stores something."""
     other = fast()
-    with other.announced(ENDED_UNASKED, required=False):
+    with other.announced(ENDED_UNASKED):
         os.kill(wait_helper(other), signal.SIGKILL)
         harness.wait_for(lambda: len(begun(other)) == 2, "another helper")
     put(other, b"text")
@@ -189,7 +189,7 @@ def test_helper_is_a_child_that_the_mpm_knows(fast, mpm):
     server = fast(mpm=mpm)
     for number in range(3):
         pid = wait_helper(server)
-        with server.announced(ENDED_UNASKED, required=False):
+        with server.announced(ENDED_UNASKED):
             os.kill(pid, signal.SIGKILL)
             harness.wait_for(lambda: len(begun(server)) == number + 2,
                              "another helper")
@@ -468,7 +468,7 @@ def test_helper_that_the_kernel_holds(fast, ends):
 def test_helper_that_ends_just_before_a_restart(fast, mpm):
     """APR, not the MPM, then finds it gone."""
     server = fast(mpm=mpm)
-    server.allow_log(ENDED_UNASKED)
+    server.expect_log(ENDED_UNASKED)
     pid = wait_helper(server)
     os.kill(server.pid, signal.SIGSTOP)
     os.kill(pid, signal.SIGKILL)
@@ -488,7 +488,7 @@ def test_no_process_for_a_helper(fast):
     """A machine at its limit of processes: it is logged, and tried again."""
     server = fast(faults=True)
     server.expect_log("no process for checkpoints")
-    server.allow_log(ENDED_UNASKED)
+    server.expect_log(ENDED_UNASKED)
     pid = wait_helper(server)
     server.faults.arm(1, "EAGAIN", "leader", "fork")
     os.kill(pid, signal.SIGKILL)
