@@ -14,8 +14,8 @@
  * limitations under the License.
  */
 
-/* The marker's text and the helper's pace, which are headers that know no
- * server.  Part of unit.c. */
+/* The marker's text, the helper's pace, the guard and named memory: headers that
+ * know no server.  Part of unit.c. */
 
 static marker_line_t marker_found[8];
 static char marker_names[8][300];
@@ -206,8 +206,126 @@ static void test_pace_of_checkpoints(void **state)
     assert_true(written / 65536 + 320 >= now / second);
 }
 
+/* ------------------------------------------------------------------------
+ * Memory that is not there
+ */
+
+static _Atomic int guard_inside, guard_caught;
+static char *guard_hole;
+
+static apr_status_t guard_touch(void *ctx)
+{
+    return ctx ? *(volatile char *)guard_hole : APR_SUCCESS;
+}
+
+static apr_status_t guard_hold(void *ctx)
+{
+    (void)ctx;
+    for (guard_inside = 1; guard_inside;) {
+        apr_sleep(1000);
+    }
+    return APR_SUCCESS;
+}
+
+static void guard_count(int signum)
+{
+    (void)signum;
+    guard_caught++;
+}
+
+static void *guard_other(void *ctx)
+{
+    while (!guard_inside) {
+        apr_sleep(1000);
+    }
+    (void)guard_touch(ctx);
+    return NULL;
+}
+
+static void guard_with_other(void *ctx)
+{
+    pthread_t id;
+
+    pthread_create(&id, NULL, guard_other, ctx);
+    (void)guarded(guard_hold, NULL);
+}
+
+/* Who asked gets an error, and the handlers of before are back, whether or not
+ * anything was wrong: a crash of the parent is httpd's to tell. */
+static void test_guard(void **state)
+{
+    static const int signals[] = { SIGBUS, SIGSEGV };
+    struct sigaction mine, old[2], now;
+    int i, turn, status;
+    pid_t pid;
+
+    (void)state;
+    guard_hole =
+        mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_ptr_not_equal(guard_hole, MAP_FAILED);
+    memset(&mine, 0, sizeof(mine));
+    mine.sa_handler = guard_count;
+    for (i = 0; i < 2; i++) {
+        sigaction(signals[i], &mine, &old[i]);
+    }
+    for (turn = 0; turn < 4; turn++) {
+        assert_int_equal(guarded(guard_touch, turn % 2 ? guard_hole : NULL),
+                         turn % 2 ? APR_ENOMEM : APR_SUCCESS);
+        for (i = 0; i < 2; i++) {
+            sigaction(signals[i], NULL, &now);
+            assert_ptr_equal(now.sa_handler, guard_count);
+        }
+    }
+    assert_int_equal(guard_caught, 0);
+
+    /* Another thread's fault goes where it would have gone. */
+    for (i = 0; i < 2; i++) {
+        signal(signals[i], SIG_DFL);
+    }
+    pid = child_start(guard_with_other, guard_hole);
+    status = child_reap(pid);
+    assert_true(WIFSIGNALED(status));
+    assert_int_equal(WTERMSIG(status), SIGSEGV);
+    for (i = 0; i < 2; i++) {
+        sigaction(signals[i], &old[i], NULL);
+    }
+    munmap(guard_hole, 4096);
+}
+
+#define HALF_KEY "/tmp/slotmem-unit-half"
+
+static void half_mapped(void *data)
+{
+    int *result = data;
+    const struct rlimit none = { 0, RLIM_INFINITY };
+    const struct rlimit all = { RLIM_INFINITY, RLIM_INFINITY };
+    memory_t m;
+
+    setrlimit(RLIMIT_AS, &none);
+    result[0] = memory_make_named(&m, 65536, HALF_KEY);
+    setrlimit(RLIMIT_AS, &all);
+    result[1] = memory_make_named(&m, 65536, HALF_KEY);
+}
+
+/* Memory that can be made and not mapped leaves the name free. */
+static void test_memory_that_cannot_be_mapped(void **state)
+{
+    int *result = mmap(NULL, 4096, PROT_READ | PROT_WRITE,
+                       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+    (void)state;
+    assert_ptr_not_equal(result, MAP_FAILED);
+    assert_int_equal(child_reap(child_start(half_mapped, result)), 0);
+    object_remove(HALF_KEY);
+    assert_int_equal(result[0], ENOMEM);
+    assert_int_equal(result[1], 0);
+    munmap(result, 4096);
+}
+
 #define HEADER_TESTS                                                           \
     cmocka_unit_test(test_marker_reads_as_it_was_written),                     \
         cmocka_unit_test(test_marker_lines_that_are_none),                     \
         cmocka_unit_test(test_claims_that_are_none),                           \
-        cmocka_unit_test(test_pace_of_checkpoints)
+        cmocka_unit_test(test_pace_of_checkpoints),                            \
+        cmocka_unit_test(test_guard),                                          \
+        cmocka_unit_test(test_memory_that_cannot_be_mapped)
