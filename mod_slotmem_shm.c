@@ -509,6 +509,7 @@ typedef struct {
     int by_run;   /* keys of this generation bear the run's identity   */
     pid_t looked; /* the process that has looked at the directory      */
     int arrived;  /* the first generation of this server               */
+    int remains;  /* and there may be what another one left            */
 #if APR_HAS_THREADS
     apr_thread_mutex_t *lock;
 #endif
@@ -817,8 +818,8 @@ static int note_has(ap_slotmem_instance_t *s, const struct stat *st,
  * read? */
 static int image_is_stored(ap_slotmem_instance_t *s, image_t *i, apr_pool_t *p)
 {
-    apr_file_t *file;
-    struct stat st;
+    apr_file_t *file = NULL;
+    struct stat st = { 0 };
     int same;
 
     if (stored_open(&file, s->store, &st, ap_unixd_config.user_id, p)
@@ -2313,6 +2314,7 @@ static void runtime_arrive(void)
     (void)runtime_look(&before);
     if (before == RUNTIME_UNKNOWN) {
         registry->arrived = 1;
+        registry->remains = platform_has_objects();
         if (retained->state != RUNTIME_UNLISTED) {
             orphans_find();
         }
@@ -2847,7 +2849,7 @@ static void stock_sweep(const char *name, apr_pool_t *p)
     int hold = -1;
 
     /* No list: the directory has become ours only since the arrival. */
-    if (!registry->arrived || retained->state != RUNTIME_OWNER
+    if (!registry->remains || retained->state != RUNTIME_OWNER
         || !orphans.by_key || name_is_absolute(name)
         || registry->count * STOCK_GENERATIONS > STOCK_LOOKS) {
         return;

@@ -1095,7 +1095,7 @@ static inline int platform_name_clear(const char *key, int ours, int *hold)
     if (id < 0) {
         free = 1;
     }
-    else if ((rv = platform_sysv_stat(&o, id, geteuid())) != 0) {
+    else if (platform_sysv_stat(&o, id, geteuid()) != 0) {
         free = 1;
         *hold = fd;
     }
@@ -1167,6 +1167,27 @@ static inline void platform_sweep_keys(const char *dir,
     if (d) {
         closedir(d);
     }
+}
+
+/* May there be objects of APR's?  No is said only where they can be listed. */
+static inline int platform_has_objects(void)
+{
+#ifdef __linux__
+    DIR *d = platform_shm_kind() == PLATFORM_SHM_POSIX ? opendir(PLATFORM_DIR)
+                                                       : NULL;
+    struct dirent *entry;
+    int found = d == NULL;
+
+    while (!found && (entry = readdir(d)) != NULL) {
+        found = strncmp(entry->d_name, "ShM.", 4) == 0;
+    }
+    if (d) {
+        closedir(d);
+    }
+    return found;
+#else
+    return 1;
+#endif
 }
 
 /* POSIX objects of `uid` whose header is wanted.  Their names are hashes, so all have

@@ -18,7 +18,9 @@
 Each balancer is one persisted segment.  For each number of them, and for the
 stock module and ours in turn: how long the server takes to start with no
 stored file and with all of them, to restart gracefully and to stop; and how
-much of the parent's time was spent in the module or in what it called.
+much of the parent's time was spent in the module or in what it called.  And
+for as many small persisted segments what one costs at the first start: time of
+its create, and private memory of the parent.
 
 The share is sampled by perf (on the clock, so no hardware counter is needed):
 a sample is the module's if any frame of its stack is.  What the module waits
@@ -40,8 +42,8 @@ import sys
 import threading
 import time
 
-from common import (FIRST, MODULES, SMALL, Figures, httpd, machine, module_path,
-                    nanoseconds, print_table)
+from common import (FIRST, MODULES, SMALL, BenchServer, Figures, httpd, machine,
+                    module_path, nanoseconds, print_table)
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "1" if SMALL else "3"))
 COUNTS = [int(n) for n in os.environ.get(
@@ -159,6 +161,15 @@ def measure(which, count, figures):
         server.close(check=False)
 
 
+def measure_small(which, count, figures):
+    with BenchServer(which, f"BenchSegment many {count} 64 16 p") as server:
+        made = server.take_results()
+    for what, title in (("create", "create of a small segment, each of"),
+                        ("private", "private memory for each of")):
+        figures.add(f"{title} {count:,}", which,
+                    made[what, "many"][0][0] / count)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -172,6 +183,7 @@ def main():
                 print(f"round {number + 1} of {ROUNDS}: {count} balancers, "
                       f"{which}      ", end="\r", file=sys.stderr, flush=True)
                 measure(which, count, figures)
+                measure_small(which, count, figures)
     print(" " * 60, end="\r", file=sys.stderr)
     print(f"{machine()}; {ROUNDS} rounds; medians\n")
     lines = []
@@ -180,7 +192,8 @@ def main():
         for which in MODULES:
             for column in ("", " parent", " module"):
                 value = figures.median(row, which + column)
-                line.append(nanoseconds(value) if value is not None else "-")
+                line.append("-" if value is None else f"{value:,.0f} bytes"
+                            if "memory" in row else nanoseconds(value))
         lines.append(line)
     print_table(["", "stock: time", "parent's processor", "in the module",
                  "ours: time", "parent's processor", "in the module"],
