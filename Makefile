@@ -47,6 +47,7 @@ install: $(MODULE)
 help:
 	@sed -n 's/^#   //p' Makefile
 	@echo 'make lint       warnings and analyzers of gcc and clang, clang-tidy, cppcheck, clang-format'
+	@echo 'make slotmem-file   the program that tells what a stored file holds (README)'
 	@echo 'make unit       table, locks and layout outside httpd, sanitizers, valgrind'
 	@echo 'make model      the spin models, and their mutations'
 	@echo 'make relacy     the core headers under Relacy (RELACY_SCHEDULES)'
