@@ -3271,20 +3271,30 @@ static apr_status_t slotmem_attach(ap_slotmem_instance_t **inst,
     return APR_SUCCESS;
 }
 
-/* The slots in use, ascending.  The table is asked again after each call, since
- * the callback may grab and release. */
+/* The slots in use, ascending.  A word of the table is read again after each
+ * call, since the callback may grab and release. */
 static apr_status_t doall_used(ap_slotmem_instance_t *s,
                                ap_slotmem_callback_fn_t *func, void *data,
                                apr_pool_t *pool)
 {
-    unsigned int id = slotmem_table_next_used(&s->table, 0);
-    apr_status_t rv = APR_SUCCESS;
+    apr_size_t w;
 
-    for (; id < s->layout.item_num && rv == APR_SUCCESS;
-         id = slotmem_table_next_used(&s->table, id + 1)) {
-        rv = func(slot_at(s, id), data, pool);
+    for (w = 0; w < slotmem_table_leaves(&s->table); w++) {
+        apr_uint64_t left = SLOTMEM_WORD_FULL, used;
+
+        while ((used = slotmem_table_leaf(&s->table, w) & left)) {
+            unsigned int bit = slotmem_bits_lowest(used);
+            apr_status_t rv =
+                func(slot_at(s, (unsigned int)(w * SLOTMEM_WORD_BITS + bit)),
+                     data, pool);
+
+            if (rv != APR_SUCCESS) {
+                return rv;
+            }
+            left &= SLOTMEM_WORD_FULL << bit << 1;
+        }
     }
-    return rv;
+    return APR_SUCCESS;
 }
 
 static apr_status_t slotmem_doall(ap_slotmem_instance_t *s,
