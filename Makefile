@@ -46,8 +46,8 @@ install: $(MODULE)
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo 'make lint       warnings of gcc and clang, cppcheck, clang-format'
-	@echo 'make lint-deep  and gcc -fanalyzer and clang-tidy, which take minutes'
+	@echo 'make lint       warnings and analyzers of gcc and clang, clang-tidy, cppcheck, clang-format'
+	@echo 'make slotmem-file   the program that tells what a stored file holds (README)'
 	@echo 'make unit       table, locks and layout outside httpd, sanitizers, valgrind'
 	@echo 'make model      the spin models, and their mutations'
 	@echo 'make relacy     the core headers under Relacy (RELACY_SCHEDULES)'
@@ -95,9 +95,7 @@ check: deps-check
 C_SOURCES = $$(find mod_slotmem_shm.c slotmem-file.c include test -name '*.[ch]')
 
 # Each compiles alone.
-CORE = slotmem_word.h slotmem_table.h slotmem_locks.h slotmem_search.h slotmem_image.h \
-       slotmem_layout.h slotmem_names.h slotmem_memory.h slotmem_marker.h \
-       slotmem_pace.h slotmem_status.h slotmem_store.h slotmem_platform.h
+HEADERS = $(notdir $(wildcard include/*.h))
 
 lint:
 	$(CC) -std=gnu11 -O2 $(WARNINGS) -Werror $(FLAGS) -fsyntax-only mod_slotmem_shm.c
@@ -109,18 +107,25 @@ lint:
 	    '-DAPR_UINT64_T_FMT="lu"' '-DAPR_TIME_T_FMT="ld"' -DATOMIC_LLONG_LOCK_FREE=2 \
 	    -DAPR_HAS_FORK=1 -DAPR_HAS_SHARED_MEMORY=1 -DAPR_HAS_THREADS=1 \
 	    -Iinclude mod_slotmem_shm.c
-	for header in $(CORE); do for cc in $(CC) $(CLANG); do for std in c11 c17; do \
+	for header in $(HEADERS); do for cc in $(CC) $(CLANG); do for std in c11 c17; do \
 	    echo "#include \"$$header\"" | $$cc -std=$$std -O1 $(WARNINGS) -Werror \
 	        -D_DEFAULT_SOURCE $(FLAGS) -fsyntax-only -x c - || exit 1; \
 	done; done; done
 	clang-format --dry-run -Werror $(C_SOURCES)
 	sh test/manual/check.sh --if-it-can-be-had
 	for script in .ci/run $$(find test packaging -name '*.sh'); do bash -n $$script || exit 1; done
+	@$(MAKE) --no-print-directory analyse
 
-# Minutes, where the rest of lint takes seconds.
-lint-deep: lint
+# Half a minute each on a core, so side by side.
+ANALYSES = $(addprefix analyse-,gcc clang-tidy program)
+analyse: ; @$(MAKE) --no-print-directory -j2 $(ANALYSES)
+analyse-gcc:
 	$(CC) -std=gnu11 -O2 -fanalyzer -Werror $(FLAGS) -S -o /dev/null mod_slotmem_shm.c
-	$(CLANG_TIDY) --quiet mod_slotmem_shm.c include/*.h -- -x c -std=gnu11 $(FLAGS)
+analyse-clang-tidy:
+	$(CLANG_TIDY) --quiet mod_slotmem_shm.c -- -x c -std=gnu11 $(FLAGS)
+analyse-program:
+	$(CC) -std=gnu11 -O2 -fanalyzer -Werror $(FLAGS) -S -o /dev/null slotmem-file.c
+	$(CLANG_TIDY) --quiet slotmem-file.c -- -x c -std=gnu11 $(FLAGS)
 
 unit:
 	bash test/unit/run.sh
@@ -144,9 +149,7 @@ weak:
 	$(PYTHON) -B test/relacy/weak.py $(WEAK)
 
 fuzz:
-	bash test/fuzz/run.sh
-	bash test/fuzz/run-header.sh
-	bash test/fuzz/run-carry.sh
+	for name in restore header carry; do bash test/fuzz/run.sh $$name || exit 1; done
 
 test: $(MODULE)
 	$(PYTEST) -n $(JOBS) --dist loadfile test $(PYTEST_ARGS)
@@ -223,7 +226,7 @@ clean:
 	    mod_slotmem_shm.slo mod_slotmem_shm.o
 
 .PHONY: relacy weak
-.PHONY: all install help demo check lint lint-deep unit model fuzz test test-under-load \
+.PHONY: all install help demo check lint analyse $(ANALYSES) unit model fuzz test test-under-load \
         coverage mutants soak hostile members torture bench bench-plot \
         bench-scale callgrind screenshot check-intree portability platforms \
         manual deb check-deb rpm format clean

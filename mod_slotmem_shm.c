@@ -832,8 +832,8 @@ static int note_has(ap_slotmem_instance_t *s, const struct stat *st,
  * read? */
 static int image_is_stored(ap_slotmem_instance_t *s, image_t *i, apr_pool_t *p)
 {
-    apr_file_t *file;
-    struct stat st;
+    apr_file_t *file = NULL;
+    struct stat st = { 0 };
     int same;
 
     if (stored_open(&file, s->store, &st, ap_unixd_config.user_id, p)
@@ -2664,6 +2664,7 @@ static int checkpoint_lives(void)
     return retained->helper > 0;
 }
 
+/* Calls the helper off.  If it has ended by itself, that is said first. */
 static void checkpoint_kill(void)
 {
     if (checkpoint_lives()) {

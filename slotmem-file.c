@@ -209,13 +209,13 @@ static void print_strings(const unsigned char *bytes, size_t len)
 
 static int cannot(const char *name)
 {
-    fprintf(stderr, "slotmem-file: %s: %s\n", name, strerror(errno));
+    (void)fprintf(stderr, "slotmem-file: %s: %s\n", name, strerror(errno));
     return NO_READING;
 }
 
 static int wrong_call(void)
 {
-    fputs(usage, stderr);
+    (void)fputs(usage, stderr);
     return NO_READING;
 }
 
@@ -228,7 +228,7 @@ static int print_slot(const slotmem_image_source_t *source,
     unsigned char *bytes;
 
     if (!report->described || slot >= report->image.item_num) {
-        fprintf(stderr, "slotmem-file: %s: no slot %lu\n", name, slot);
+        (void)fprintf(stderr, "slotmem-file: %s: no slot %lu\n", name, slot);
         return NO_READING;
     }
     bytes = malloc(size + 1);
@@ -285,21 +285,21 @@ int main(int argc, char **argv)
         return cannot(name);
     }
     if (!S_ISREG(info.st_mode)) {
-        fprintf(stderr, "slotmem-file: %s: no regular file\n", name);
+        (void)fprintf(stderr, "slotmem-file: %s: no regular file\n", name);
         return NO_READING;
     }
     source.size = (uint64_t)info.st_size;
     status = look(&source, &report);
     if (status == NO_READING) {
-        return cannot(name);
+        (void)cannot(name);
     }
-    if (how) {
+    else if (how) {
         i = print_slot(&source, &report, name, how, slot);
         status = i ? i : status;
     }
     else {
-        gmtime_r(&info.st_mtime, &tm);
-        strftime(since, sizeof(since), "%Y-%m-%dT%H:%M:%SZ", &tm);
+        (void)gmtime_r(&info.st_mtime, &tm);
+        (void)strftime(since, sizeof(since), "%Y-%m-%dT%H:%M:%SZ", &tm);
         (json ? print_json : print_text)(&report, since, status == WHOLE);
     }
     free(report.used);

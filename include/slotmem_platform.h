@@ -1095,7 +1095,7 @@ static inline int platform_name_clear(const char *key, int ours, int *hold)
     if (id < 0) {
         free = 1;
     }
-    else if ((rv = platform_sysv_stat(&o, id, geteuid())) != 0) {
+    else if (platform_sysv_stat(&o, id, geteuid()) != 0) {
         free = 1;
         *hold = fd;
     }
@@ -1170,7 +1170,7 @@ static inline void platform_sweep_keys(const char *dir,
 }
 
 /* May there be objects of APR's?  No is said only where they can be listed. */
-static int platform_has_objects(void)
+static inline int platform_has_objects(void)
 {
 #ifdef __linux__
     DIR *d = platform_shm_kind() == PLATFORM_SHM_POSIX ? opendir(PLATFORM_DIR)

@@ -30,8 +30,9 @@
  *     shared memory:  | level 0 | level 1 | .. |   each padded to 64 bytes
  *
  * Level 0 (the leaves) is the truth.  A bit of level k+1 is a hint: "word
- * so-and-so of level k is full".  grab walks from the top down to the lowest
- * word with a free bit.
+ * so-and-so of level k is full".  grab looks at the first leaf, whose free
+ * bits are the lowest whatever the hints say, and only when that is full walks
+ * from the top down to the lowest word with a free bit.
  *
  *   I1  A slot has an owner exactly while its leaf bit is 1, and only the
  *       read-modify-write that turns 0 into 1 makes an owner.  Hence never
@@ -328,6 +329,12 @@ static inline int slotmem_table_grab(slotmem_table_t *t, unsigned int *id)
     if (t->levels == 0) {
         return 0;
     }
+    if (slotmem_table_leaf_take(t, 0, id)) {
+        return 1;
+    }
+    if (t->levels == 1) {
+        return 0;
+    }
     for (turns = 2 * (size_t)t->words[0] + SLOTMEM_TABLE_TURNS; turns;
          turns--) {
         slotmem_walk_t walk = slotmem_table_walk(t, &leaf);
@@ -340,9 +347,6 @@ static inline int slotmem_table_grab(slotmem_table_t *t, unsigned int *id)
         }
         if (slotmem_table_leaf_take(t, leaf, id)) {
             return 1;
-        }
-        if (t->levels == 1) {
-            return 0;
         }
         slotmem_table_hint_full(t, 0, leaf);
     }

@@ -14,41 +14,62 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 
-# Builds and runs fuzz_restore.c: run.sh [ARGUMENT ...]
+# Builds and runs a fuzzer, fuzz_NAME.c: run.sh NAME [ARGUMENT ...]
 #
-# FUZZ_SECONDS says for how long (45), FUZZ_RUNS how often instead; arguments
-# go to libFuzzer, a file that crashed it for instance.  CLANG names the
-# compiler.  What it learns stays in build/fuzz/restore.corpus, what crashes
-# it in build/fuzz/.
+# FUZZ_SECONDS says for how long (restore 45, others 20), FUZZ_RUNS how often
+# instead; arguments go to libFuzzer, a file that crashed it for instance.
+# CLANG names the compiler.  What it learns stays in build/fuzz/NAME.corpus,
+# what crashes it in build/fuzz/.
 set -eu
+name=$1
+shift
 top=$(cd "$(dirname "$0")/../.." && pwd)
 apxs=${APXS:-apxs}
 python=${PYTHON:-/usr/bin/python3}
 clang=${CLANG:-$(command -v clang-14 || command -v clang)}
 apr=$($apxs -q APR_CONFIG 2>/dev/null || command -v apr-1-config)
 apu=$($apxs -q APU_CONFIG 2>/dev/null || command -v apu-1-config)
-bound="-max_total_time=${FUZZ_SECONDS:-45}"
-[ -z "${FUZZ_RUNS:-}" ] || bound="-runs=$FUZZ_RUNS"
 
-mkdir -p "$top/build/fuzz/restore.corpus" "$top/build/fuzz/restore.start"
-"$python" "$top/test/fuzz/make_corpus.py" "$top/build/fuzz/restore.start"
+mkdir -p "$top/build/fuzz/$name.corpus"
 cd "$top/build/fuzz"
-mkdir -p small-chunks
-smaller()   # HEADER CONSTANT
-{
-    sed "s/^#define $2 .*/#define $2 256u/" "$top/include/$1" > "small-chunks/$1"
-    grep -q "^#define $2 256u" "small-chunks/$1"
-}
-rm -f small-chunks/*
-smaller slotmem_store.h SINK_SIZE
-smaller slotmem_image.h SLOTMEM_IMAGE_CHUNK
-# shellcheck disable=SC2046  # the tools answer with words
+includes=-I$top/include
+corpus=$name.corpus
+seconds=20
+coverage=
+case $name in
+    restore)
+        # Whole chunks in small files.
+        includes=-Ismall-chunks
+        rm -rf small-chunks
+        mkdir -p small-chunks restore.start
+        cp "$top/mod_slotmem_shm.c" "$top"/include/*.h small-chunks
+        for size in SINK_SIZE:slotmem_store.h SLOTMEM_IMAGE_CHUNK:slotmem_image.h; do
+            header=small-chunks/${size#*:}
+            sed -i "s/^#define ${size%:*} .*/#define ${size%:*} 256u/" "$header"
+            grep -q "^#define ${size%:*} 256u" "$header"
+        done
+        "$python" "$top/test/fuzz/make_corpus.py" restore.start
+        corpus="$corpus restore.start"
+        seconds=45
+        set -- -max_len=4096 "$@" ;;
+    header)
+        set -- -max_len=512 -len_control=10 "$@" ;;
+    carry)
+        # Comparisons are not traced: that is most of a run, and the words are
+        # opaque but for a few bits.
+        coverage=-fno-sanitize-coverage=trace-cmp
+        set -- -max_len=1024 -len_control=10 "$@" ;;
+esac
+bound=-max_total_time=${FUZZ_SECONDS:-$seconds}
+[ -z "${FUZZ_RUNS:-}" ] || bound=-runs=$FUZZ_RUNS
+# shellcheck disable=SC2046,SC2086  # the tools answer with words
 $clang -std=gnu11 -g -O1 -Wall -Wextra -Wno-unused-function -D_GNU_SOURCE \
     -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
-    $($apr --cppflags) -I"$($apxs -q INCLUDEDIR)" $($apr --includes) \
-    $($apu --includes) -Ismall-chunks -I"$top/include" -I"$top" -o fuzz_restore \
-    "$top/test/fuzz/fuzz_restore.c" $($apr --link-ld) $($apu --link-ld)
+    $coverage $($apr --cppflags) -I"$($apxs -q INCLUDEDIR)" $($apr --includes) \
+    $($apu --includes) "$includes" -o "fuzz_$name" \
+    "$top/test/fuzz/fuzz_$name.c" $($apr --link-ld) $($apu --link-ld)
 
+# shellcheck disable=SC2086
 exec env ASAN_OPTIONS="allow_user_segv_handler=1:detect_leaks=0:${ASAN_OPTIONS:-}" \
-    ./fuzz_restore "$bound" -max_len=4096 -timeout=20 -rss_limit_mb=2048 \
-    -print_final_stats=1 "$@" restore.corpus restore.start
+    "./fuzz_$name" "$bound" -timeout=20 -rss_limit_mb=2048 \
+    -print_final_stats=1 "$@" $corpus

@@ -184,6 +184,7 @@ static void test_the_last_slot_of_4_billion(void **state)
     s.table.level[2][16383] = SLOTMEM_WORD_FULL >> 1;
     s.table.level[1][1048575] = SLOTMEM_WORD_FULL >> 1;
     s.table.level[0][67108863] = SLOTMEM_WORD_FULL >> 2;
+    s.table.level[0][0] = SLOTMEM_WORD_FULL;
     assert_int_equal(slotmem_grab(&s, &id), APR_SUCCESS);
     assert_int_equal(id, last);
     assert_int_equal(slotmem_release(&s, last), APR_SUCCESS);

@@ -277,11 +277,7 @@ static int unit_end(void **state)
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest tests[] = {
-        LAYOUT_TESTS,
-        TABLE_TESTS,
-        LOCK_TESTS,
-        MUTEX_TESTS,
-        HEADER_TESTS,
+        LAYOUT_TESTS, TABLE_TESTS, LOCK_TESTS, MUTEX_TESTS, HEADER_TESTS,
     };
 
     if (argc > 1) {
