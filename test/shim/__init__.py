@@ -67,6 +67,8 @@ class Faults:
     def arm(self, at, action, who="leader", calls="*"):
         """at: a number, or such as "1+" for that operation and all after."""
         self.disarm()
+        with open(self.file + ".log", "w"):
+            os.chmod(self.file + ".log", 0o666)     # children write it, too
         with open(self.file + ".tmp", "w") as file:
             file.write(f"{at} {action} {who} {calls} {os.urandom(4).hex()}")
         os.rename(self.file + ".tmp", self.file)
