@@ -517,6 +517,69 @@ def test_checkpoint_on_a_disk_that_fails(fast):
         wait_stored(server, b"new")
 
 
+MANY = "Mutex sem\nPidFile ${ROOT}/logs/httpd.pid\n" + "".join(
+    f"SlotmemTestCreate seg{i} 64 4 persist\n" for i in range(30))
+
+
+def test_file_system_that_cannot_be_flushed(fast):
+    """Of a batch, no file takes its place; after a restart, each is flushed by
+    itself."""
+    server = fast(MANY, faults=True)
+    put(server, b"old", "seg0")
+    harness.wait_for(lambda: in_file(server, "seg0") == b"old", "a store")
+    server.faults.arm("1+", "EIO", "helper", "syncfs")
+    for i in range(30):
+        put(server, b"new", f"seg{i}")
+    with server.announced("AH02334.*cannot store .*: flushing"):
+        harness.wait_for(lambda: server.log_lines("AH02334.*cannot store"),
+                         "the failure to be logged")
+        assert in_file(server, "seg29") != b"new"
+        server.faults.disarm()
+        harness.wait_for(lambda: in_file(server, "seg29") == b"new", "a store")
+    server.faults.arm("1", "EIO", "helper", "syncfs")
+    put(server, b"late", "seg0")
+    server.graceful()
+    harness.wait_for(server.faults.counted, "the next helper's flush")
+    harness.wait_for(lambda: not os.path.exists(server.persist_path("seg0")
+                                                + ".before"),
+                     "the file to be flushed by itself")
+    assert in_file(server, "seg0") == b"late"
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_helper_that_has_no_memory(fast, nth):
+    """For its buffer, or for the end of an image: it tries again."""
+    server = fast("Mutex sem\nPidFile ${ROOT}/logs/httpd.pid\n"
+                  "SlotmemTestCreate seg 8 70000 persist+clearinuse", faults=True)
+    put(server, b"old")
+    wait_stored(server, b"old")
+    server.allow_log("AH02334.*cannot store .*: reading memory for")
+    server.faults.arm(f"{nth}+", "ENOMEM", "helper", "malloc")
+    seen = looks(server)
+    put(server, b"new")
+    harness.wait_for(lambda: len(server.faults.counted()) >= 2 * nth,
+                     "two looks without memory")
+    assert in_file(server) == b"old"
+    server.faults.disarm()
+    wait_stored(server, b"new")
+    assert looks(server) > seen
+
+
+def test_parent_that_has_no_memory_to_store_with(fast):
+    """The files keep what they held, and so does memory, over a restart."""
+    server = fast(faults=True)
+    put(server, b"old")
+    wait_stored(server, b"old")
+    os.kill(wait_helper(server), signal.SIGSTOP)
+    server.faults.arm("1+", "ENOMEM", "leader", "malloc")
+    put(server, b"new")
+    with server.announced("AH02334: .*no memory to store segments with"):
+        server.graceful()
+    server.faults.disarm()
+    assert text_of(server) == b"new"
+    wait_stored(server, b"new")
+
+
 def test_what_a_restart_stored_is_flushed_after_it(fast):
     """No restart waits for a disk; but a power cut an hour later must find
     what it stored, though nothing has changed since."""

@@ -290,6 +290,20 @@ def test_pages_that_cannot_be_had(httpd, error, answer):
     faults.disarm()
 
 
+@sharedmem.needs_root
+@sharedmem.only_posix("shared memory is not in /dev/shm here")
+def test_no_memory_to_begin_with(httpd):
+    server = httpd(SEG, mpm="prefork", start=False, shm_size="1m")
+    faults = shim.Faults(server)
+    faults.arm("1", "ENOMEM", "leader", "mmap")
+    server.expect_log("no memory to begin with")
+    server.allow_log("AH00013: Pre-configuration failed")
+    assert "no memory to begin with" in server.start(expect_failure=True)
+    faults.disarm()
+    server.start()
+    use(server)
+
+
 HUGE = [(1 << 62, 4), ((1 << 64) - 1, 1), ((1 << 64) - 1, (1 << 32) - 1),
         (1 << 32, (1 << 32) - 1), (1 << 40, 1 << 10), (1, (1 << 32) - 1),
         (0x7fffffffffffffff, 1), (0x7fffffffffffff00, 1)]
