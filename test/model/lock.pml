@@ -32,6 +32,17 @@
  *             invalid end state; and no cycle of retries   (pan -DNP, -l)
  *   mended    when all has ended, each slot can be put whole and then read
  *
+ * Compared with the header, access by access: lock_take (slot_lock here),
+ * lock_free (slot_unlock), lock_mend, write_one (slot_write), read_once,
+ * read_one (slot_read), torn_heal, torn_get, torn_set and torn_clear.  Left
+ * out: `reach` (a write heals here if it is of the whole slot); that
+ * torn_others looks at all slots of a stripe, which would take two deaths and
+ * two processes beside ("torn slots of one stripe" in test/relacy has that);
+ * `writing` as a number (done and nothing yet are both 0 here, for the mender
+ * takes them alike); the patience of lock_wait; and the copies without a lock
+ * (locks_snapshot, locks_torn, locks_carry), which test/relacy and test/fuzz
+ * have.  A compare-and-swap that fails is one step with the load after it.
+ *
  * Numbers.  A held word keeps only the lowest bit of the sequence, the least
  * that could do.  The time of day that lock_mend puts in its place is a
  * number that was never there before.
@@ -253,6 +264,23 @@ inline commit() {
     put_part = false; put_whole = false
 }
 
+/* The word loses its torn bit when no other slot of the stripe is torn. */
+inline torn_heal() {
+    STEP(mine = (torn >> slot) & 1);
+    if
+    :: mine ->
+       STEP(torn = torn & ~(1 << slot));
+       STEP(
+           if
+           :: (torn & ~(1 << slot)) == 0 -> was = was & ~TORN
+           :: else
+           fi
+       )
+    :: else
+    fi;
+    mine = false
+}
+
 /* slot_write of the whole slot, or of its first byte. */
 inline slot_write(whole) {
     atomic { version++; value = version }
@@ -282,10 +310,10 @@ inline slot_write(whole) {
        fi;
 #ifdef HEAL_BY_PART
        if
-       :: (was & TORN) -> STEP(torn = torn & ~(1 << slot))
+       :: (was & TORN) -> torn_heal()
 #else
        if
-       :: (whole) && (was & TORN) -> STEP(torn = torn & ~(1 << slot))
+       :: (whole) && (was & TORN) -> torn_heal()
 #endif
        :: else
        fi;

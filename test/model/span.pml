@@ -26,6 +26,11 @@
  * every stripe, since before that it wrote nothing; whoever died, in the end
  * all can be put and read.
  *
+ * Compared with the header, access by access: span_take, span_note, span_free,
+ * write_span and read_span.  Left out: a span over more slots than there are
+ * stripes, and one patience for all of them, of which read_span and write_span
+ * give up what they hold (span_take).
+ *
  * Mutations:
  *   ANY_ORDER           a span is locked from its last stripe down by one
  *                       process, and up by the other
