@@ -777,7 +777,6 @@ typedef struct {
     ap_slotmem_instance_t *s;
     apr_uint64_t mark;     /* of the file about to be put in place; 0: none */
     apr_uint64_t marks[2]; /* as they are now                               */
-    apr_uint64_t stored;
 } note_t;
 
 static apr_status_t note_unguarded(void *ctx)
@@ -795,10 +794,26 @@ static apr_status_t note_unguarded(void *ctx)
 
 static void stored_note(ap_slotmem_instance_t *s, const struct stat *st)
 {
-    note_t n = { s, st ? file_mark(st) : 0, { 0, 0 }, 0 };
+    note_t n = { s, st ? file_mark(st) : 0, { 0, 0 } };
 
     s->mark = n.mark ? n.mark : s->mark;
     (void)guarded(note_unguarded, &n);
+}
+
+static apr_status_t note_forget_unguarded(void *ctx)
+{
+    struct slotmem_shm_header *h = ((note_t *)ctx)->s->header;
+
+    h->marks[0] = h->marks[1] = h->stored = 0;
+    return APR_SUCCESS;
+}
+
+/* No file holds it any more, and that is not to mean anything. */
+static void stored_forget(ap_slotmem_instance_t *s)
+{
+    note_t n = { s, 0, { 0, 0 } };
+
+    (void)guarded(note_forget_unguarded, &n);
 }
 
 static apr_status_t note_read_unguarded(void *ctx)
@@ -807,21 +822,20 @@ static apr_status_t note_read_unguarded(void *ctx)
 
     n->marks[0] = n->s->header->marks[0];
     n->marks[1] = n->s->header->marks[1];
-    n->stored = n->s->header->stored;
     return APR_SUCCESS;
 }
 
 /* Is that file one which this segment was stored in?  -1: its memory cannot be
- * read. */
+ * read.  *stored: it was in some file. */
 static int note_has(ap_slotmem_instance_t *s, const struct stat *st,
-                    apr_uint64_t *stored)
+                    int *stored)
 {
-    note_t n = { s, 0, { 0, 0 }, 0 };
+    note_t n = { s, 0, { 0, 0 } };
 
     if (guarded(note_read_unguarded, &n) != APR_SUCCESS) {
         return -1;
     }
-    *stored = n.stored;
+    *stored = n.marks[0] || n.marks[1];
     return st && (n.marks[0] == file_mark(st) || n.marks[1] == file_mark(st));
 }
 
@@ -984,8 +998,8 @@ static apr_status_t store_flush_one(store_t *st, const pending_t *one)
  */
 static void store_spare_foreign(store_t *st, ap_slotmem_instance_t *s)
 {
-    apr_uint64_t stored;
     struct stat info;
+    int stored;
 
     if (lstat(s->store, &info) == 0 && s->mark != file_mark(&info)
         && note_has(s, &info, &stored) == 0
@@ -2239,12 +2253,12 @@ static void persist_restore(ap_slotmem_instance_t *s, apr_pool_t *p)
  */
 static int orphan_is_newer(const orphan_t *o)
 {
-    apr_uint64_t stored = 0;
     struct stat st;
+    int stored = 0;
     const int there = lstat(o->s->store, &st) == 0;
     const int same = note_has(o->s, there ? &st : NULL, &stored);
 
-    if (!there && same == 0 && stored == 0) {
+    if (!there && same == 0 && !stored) {
         return 1;
     }
     if (!there && same == 0) {
@@ -2381,6 +2395,13 @@ static void runtime_succeed(enum runtime_state before)
     struct stat st;
 
     if (before == RUNTIME_OWNER) {
+        /* Somebody has cleared the directory.  Nobody has asked to begin anew
+         * by that, if a kill comes before the files are there again. */
+        for (s = registry->first; s; s = s->next) {
+            if (s->store && lstat(s->store, &st) != 0 && errno == ENOENT) {
+                stored_forget(s);
+            }
+        }
         marker_write();
         return;
     }
@@ -2517,8 +2538,8 @@ static struct {
     apr_pool_t *pool;   /* NULL: there is no helper               */
     int pipe;           /* to it; -1: none                        */
     unsigned int count; /* segments that it knows of              */
-    int called_off;     /* by a stop or restart                   */
-} checkpoint = { .pipe = -1 };
+    int called_off;     /* we have asked it to end, or began none */
+} checkpoint = { .pipe = -1, .called_off = 1 };
 
 /* One look at everything.  Returns how long to wait for the next. */
 static apr_uint64_t checkpoint_look(pace_t *pace)
@@ -2595,7 +2616,7 @@ static void checkpoint_helper(int pipe)
         }
     }
     platform_die_with((pid_t)self.server.pid);
-    setpriority(PRIO_PROCESS, 0, 10);
+    setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + 10);
     pace.paid = monotonic_now();
     for (;;) {
         checkpoint_wait(pipe, checkpoint_look(&pace));
@@ -2624,6 +2645,20 @@ static void checkpoint_forget(void)
     }
 }
 
+/* The helper has ended, whoever has reaped it: the MPM, APR or this module.
+ * -1: that is not known, the status with which it did. */
+static void checkpoint_ended(int status)
+{
+    if (!checkpoint.called_off) {
+        ap_log_error(APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
+                     "slotmem_shm: checkpoint process %" APR_PID_T_FMT
+                     " ended (%d), which nobody asked it to; another one "
+                     "begins, unless the server stops",
+                     retained->helper, status);
+    }
+    retained->helper = 0;
+}
+
 /*
  * Is it still our child?  Only then may its number be signalled: a child can
  * write that number into its slot of the scoreboard, the MPM then reaps the
@@ -2631,15 +2666,20 @@ static void checkpoint_forget(void)
  */
 static int checkpoint_lives(void)
 {
-    if (retained->helper > 0 && waitpid(retained->helper, NULL, WNOHANG) != 0) {
-        retained->helper = 0;
+    int status = -1;
+
+    if (retained->helper > 0
+        && waitpid(retained->helper, &status, WNOHANG) != 0) {
+        checkpoint_ended(status);
     }
     return retained->helper > 0;
 }
 
+/* Calls the helper off.  If it has ended by itself, that is said first. */
 static void checkpoint_kill(void)
 {
     if (checkpoint_lives()) {
+        checkpoint.called_off = 1;
         kill(retained->helper, SIGKILL);
     }
 }
@@ -2671,20 +2711,12 @@ static void checkpoint_maintain(int reason, void *data, int status)
     case APR_OC_REASON_DEATH:
     case APR_OC_REASON_LOST:
         if (retained->helper == checkpoint.proc.pid) {
-            retained->helper = 0;
+            checkpoint_ended(status);
         }
         checkpoint_forget();
-        if (!checkpoint.called_off) {
-            ap_log_error(APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
-                         "slotmem_shm: checkpoint process %" APR_PID_T_FMT
-                         " ended (%d), which nobody asked it to; another one "
-                         "begins",
-                         checkpoint.proc.pid, status);
-        }
         break; /* the next monitor round begins another one */
     case APR_OC_REASON_RESTART:
         /* The MPM gathers in its children, to stop or restart. */
-        checkpoint.called_off = 1;
         checkpoint_kill();
         break;
     default:
@@ -2717,7 +2749,6 @@ static void checkpoint_start(void)
     }
     if (checkpoint_lives()) {
         if (!checkpoint.pool) {
-            checkpoint.called_off = 1;
             checkpoint.count = registry->count; /* nothing to be told anew */
             checkpoint_register();
         }
@@ -2857,7 +2888,6 @@ static int key_clear(const ap_slotmem_instance_t *s, int *hold)
 static void stock_sweep(const char *name, apr_pool_t *p)
 {
     unsigned int generation;
-    int hold = -1;
 
     /* No list: the directory has become ours only since the arrival. */
     if (!registry->remains || retained->state != RUNTIME_OWNER
@@ -2867,6 +2897,7 @@ static void stock_sweep(const char *name, apr_pool_t *p)
     }
     for (generation = 1; generation <= STOCK_GENERATIONS; generation++) {
         const char *key = name_key(p, name, generation, NULL);
+        int hold = -1;
 
         if (!apr_hash_get(orphans.by_key, key, APR_HASH_KEY_STRING)) {
             platform_name_clear(key, 0, &hold);

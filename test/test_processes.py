@@ -31,6 +31,7 @@ import hostile
 import httpd as harness
 import sharedmem
 import shim
+from rundir import helper_of
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0,
                                 reason="numbers of processes are root's to choose")
@@ -71,17 +72,6 @@ def bystander(pid):
             os.waitpid(pid, 0)
 
 
-def helper_of(server):
-    """The checkpoint helper: the parent's child that serves no requests."""
-    serving = server.children()
-    for pid in server.processes():
-        stat = harness.process_stat(pid)
-        if pid not in serving and pid != server.pid and stat \
-                and stat[1] == server.pid:
-            return pid
-    return None
-
-
 def caught_helper(server, not_this=None):
     """The helper, halted at once, for it may be gone in a moment."""
     def catch():
@@ -111,8 +101,9 @@ def stolen_helper(factory, mpm, **more):
     helper = caught_helper(server)
     attacker = hostile.Attacker(server, server.children()[0])
     attacker.claim(helper)
+    server.expect_log(rf"slotmem_shm: checkpoint process {helper} ended .*"
+                      "nobody asked")
     server.allow_log(rf"AH0005[12].*child (process|pid) {helper} exit signal|"
-                     rf"slotmem_shm: .*process {helper}\b|"
                      "AH00488: |AH00291: |AH00166: ")   # it was the attacker's
     # As the kernel does when memory is short.
     os.kill(helper, signal.SIGKILL)
