@@ -483,6 +483,18 @@ def test_file_of_before_takes_the_place_of_a_damaged_one(httpd):
     assert not os.path.lexists(path + ".rejected")
 
 
+def test_empty_file_of_before_is_not_gone_back_to(httpd):
+    """It says that there was no file before, and is no state."""
+    server, path = damaged_with_one_of_before(httpd)
+    with open(path + ".before", "wb"):
+        pass
+    with open(path, "wb") as file:
+        file.write(b"damaged")
+    server.expect_log("AH02551: .*cut short or damaged")
+    server.start()
+    assert read(path + ".rejected") == b"damaged"
+
+
 @pytest.mark.parametrize("kind", sorted(FOREIGN_FILES))
 def test_what_lies_under_the_name_of_before_is_looked_at(httpd, kind):
     """It is believed no more than what lies under the file's own name."""

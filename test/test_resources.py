@@ -32,6 +32,7 @@ import pytest
 
 import httpd as harness
 import sharedmem
+import shim
 
 # One MPM will do: what is tried here happens before children are forked, or
 # in a child of any kind.
@@ -243,6 +244,50 @@ def test_no_memory_is_an_error_that_says_so(httpd):
     assert huge.rv == "APR_ENOMEM" and small.ok
     use(server)
     assert not sharedmem.exists(server.shm_path("huge"))
+
+
+def resident(pid, name, least):
+    """Bytes that are there of the mappings of that name and size."""
+    found = 0
+    with open(f"/proc/{pid}/smaps") as file:
+        for part in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", file.read()):
+            head = part.partition("\n")[0]
+            if name in head and int(re.search(r"(?m)^Size: +(\d+)",
+                                              part)[1]) * 1024 >= least:
+                found += int(re.search(r"(?m)^Rss: +(\d+)", part)[1]) * 1024
+    return found
+
+
+@sharedmem.only_posix("shared memory is not in /dev/shm here")
+def test_pages_of_memory_without_a_name_are_there_from_the_start(httpd):
+    """Else a machine that is short of memory kills a child at a write, long
+    after the start."""
+    server = httpd("SlotmemTestCreate seg 65536 256 0\n", mpm=MPM, start=False)
+    server.wrapper = without_dev_shm(server)
+    server.expect_log(NO_NAME)
+    server.start()
+    assert resident(server.pid, "/dev/zero", 16 << 20) >= 16 << 20
+
+
+@sharedmem.needs_root
+@sharedmem.only_posix("shared memory is not in /dev/shm here")
+@pytest.mark.parametrize("error, answer", [("ENOMEM", "APR_ENOMEM"),
+                                           ("EFAULT", "APR_ENOMEM"),
+                                           ("EINVAL", "APR_SUCCESS")])
+def test_pages_that_cannot_be_had(httpd, error, answer):
+    """Told at the start; but a kernel that does not know the call gives pages
+    when they are touched."""
+    server = httpd(SEG, mpm=MPM, strict=False, start=False, shm_size="64k")
+    faults = shim.Faults(server)
+    faults.arm("1", error, "leader", "populate")
+    server.expect_log(NO_NAME)
+    if answer != "APR_SUCCESS":
+        server.expect_log("AH02611: .*has not that much memory to give")
+        server.expect_log("AH02300: create seg: 1024/100 failed")
+    server.start()
+    assert faults.counted()
+    assert server.stage("post_config")[0].rv == answer
+    faults.disarm()
 
 
 HUGE = [(1 << 62, 4), ((1 << 64) - 1, 1), ((1 << 64) - 1, (1 << 32) - 1),
