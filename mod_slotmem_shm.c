@@ -160,6 +160,10 @@
 module AP_MODULE_DECLARE_DATA slotmem_shm_module;
 APLOG_USE_MODULE(slotmem_shm);
 
+/* What is rare, in a function of its own, so that the call beside it stays as
+ * short as it reads. */
+#define RARELY static __attribute__((noinline))
+
 /* ==================== segment ==================== */
 
 /* A segment as one process sees it.  Everything here is private; a pointer
@@ -631,11 +635,18 @@ static void claims_make(ap_slotmem_instance_t *s)
     }
 }
 
-static void claim_note(ap_slotmem_instance_t *s, unsigned int id, int on)
+RARELY void claim_put(ap_slotmem_instance_t *s, unsigned int id, int on)
 {
-    if (self.role == ROLE_CONFIGURING && claims_matter(s)) {
+    if (claims_matter(s)) {
         claims_make(s);
         slotmem_set_put(s->claims, id, on);
+    }
+}
+
+static void claim_note(ap_slotmem_instance_t *s, unsigned int id, int on)
+{
+    if (self.role == ROLE_CONFIGURING) {
+        claim_put(s, id, on);
     }
 }
 
@@ -3297,22 +3308,24 @@ static apr_status_t doall_used(ap_slotmem_instance_t *s,
                                ap_slotmem_callback_fn_t *func, void *data,
                                apr_pool_t *pool)
 {
+    const slotmem_table_t t = s->table; /* where it lies does not change */
+    const apr_size_t size = s->layout.item_size;
+    char *slot = s->slots; /* the first of word w */
     apr_size_t w;
 
-    for (w = 0; w < slotmem_table_leaves(&s->table); w++) {
+    for (w = 0; w < slotmem_table_leaves(&t); w++) {
         apr_uint64_t left = SLOTMEM_WORD_FULL, used;
 
-        while ((used = slotmem_table_leaf(&s->table, w) & left)) {
-            unsigned int bit = slotmem_bits_lowest(used);
-            apr_status_t rv =
-                func(slot_at(s, (unsigned int)(w * SLOTMEM_WORD_BITS + bit)),
-                     data, pool);
+        while ((used = slotmem_table_leaf(&t, w) & left)) {
+            const unsigned int bit = slotmem_bits_lowest(used);
+            const apr_status_t rv = func(slot + size * bit, data, pool);
 
             if (rv != APR_SUCCESS) {
                 return rv;
             }
             left &= SLOTMEM_WORD_FULL << bit << 1;
         }
+        slot += size * SLOTMEM_WORD_BITS;
     }
     return APR_SUCCESS;
 }
@@ -3336,34 +3349,38 @@ static apr_status_t slotmem_doall(ap_slotmem_instance_t *s,
     return rv;
 }
 
+RARELY apr_status_t dptr_searched(ap_slotmem_instance_t *s, unsigned int id,
+                                  void **mem)
+{
+    if (id >= s->layout.item_num) {
+        return slotmem_search_show(s->search, id, mem) ? APR_SUCCESS
+                                                       : APR_EINVAL;
+    }
+    slotmem_search_look(s->search, id);
+    *mem = slot_at(s, id);
+    return APR_SUCCESS;
+}
+
 static apr_status_t slotmem_dptr(ap_slotmem_instance_t *s, unsigned int id,
                                  void **mem)
 {
     if (!s) {
         return APR_ENOSHMAVAIL;
     }
-    if (id >= s->layout.item_num) {
-        return s->search && slotmem_search_show(s->search, id, mem)
-                   ? APR_SUCCESS
-                   : APR_EINVAL;
-    }
     if (s->search) {
-        slotmem_search_look(s->search, id);
+        return dptr_searched(s, id, mem);
+    }
+    if (id >= s->layout.item_num) {
+        return APR_EINVAL;
     }
     *mem = slot_at(s, id);
     return APR_SUCCESS;
 }
 
-/* What get and put ask first; without PREGRAB it leaves the slot in use. */
-static apr_status_t access_check(ap_slotmem_instance_t *s, unsigned int id,
-                                 apr_size_t len)
+/* Of a slot that is not in use, or of a segment that is searched: without
+ * PREGRAB the slot is in use from now on. */
+RARELY apr_status_t access_unusual(ap_slotmem_instance_t *s, unsigned int id)
 {
-    if (!s) {
-        return APR_ENOSHMAVAIL;
-    }
-    if (!slotmem_locks_fit(&s->locks, id, len)) {
-        return APR_EINVAL;
-    }
     if (s->search) {
         slotmem_search_look(s->search, id);
     }
@@ -3380,6 +3397,21 @@ static apr_status_t access_check(ap_slotmem_instance_t *s, unsigned int id,
         }
     }
     return APR_SUCCESS;
+}
+
+/* What get and put ask first. */
+static apr_status_t access_check(ap_slotmem_instance_t *s, unsigned int id,
+                                 apr_size_t len)
+{
+    if (!s) {
+        return APR_ENOSHMAVAIL;
+    }
+    if (!slotmem_locks_fit(&s->locks, id, len)) {
+        return APR_EINVAL;
+    }
+    return !s->search && slotmem_table_used(&s->table, id)
+               ? APR_SUCCESS
+               : access_unusual(s, id);
 }
 
 static apr_status_t slotmem_get(ap_slotmem_instance_t *s, unsigned int id,
@@ -3431,27 +3463,41 @@ static apr_size_t slotmem_slot_size(ap_slotmem_instance_t *s)
 
 /* Whether a refusal matters is for the caller to know and to say, so these
  * calls log at debug, as httpd's own module does. */
-static apr_status_t slotmem_grab(ap_slotmem_instance_t *s, unsigned int *id)
+RARELY apr_status_t grab_refused(ap_slotmem_instance_t *s)
 {
-    unsigned int found = 0;
-    int done;
-
-    if (!s) {
-        return APR_ENOSHMAVAIL;
-    }
-    done = s->search ? slotmem_search_grab(s->search, &found)
-                     : (s->prefer_zero && zero_grab(s, &found))
-                           || slotmem_table_grab(&s->table, &found);
-    if (done) {
-        claim_note(s, found, 1);
-        *id = found;
-        return APR_SUCCESS;
-    }
     ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
                  APLOGNO(02293) "slotmem(%s) grab failed. Num %u/num_free %u",
                  segment_name(s), s->layout.item_num,
                  slotmem_num_free_slots(s));
     return APR_EINVAL;
+}
+
+/* While some slots may hold what somebody looks for.  *id is the caller's, and
+ * stays as it is when there is none. */
+RARELY int grab_searched(ap_slotmem_instance_t *s, unsigned int *id)
+{
+    unsigned int found = 0;
+    int done = s->search ? slotmem_search_grab(s->search, &found)
+                         : zero_grab(s, &found)
+                               || slotmem_table_grab(&s->table, &found);
+
+    if (done) {
+        *id = found;
+    }
+    return done;
+}
+
+static apr_status_t slotmem_grab(ap_slotmem_instance_t *s, unsigned int *id)
+{
+    if (!s) {
+        return APR_ENOSHMAVAIL;
+    }
+    if (!(s->search || s->prefer_zero ? grab_searched(s, id)
+                                      : slotmem_table_grab(&s->table, id))) {
+        return grab_refused(s);
+    }
+    claim_note(s, *id, 1);
+    return APR_SUCCESS;
 }
 
 static apr_status_t slotmem_fgrab(ap_slotmem_instance_t *s, unsigned int id)

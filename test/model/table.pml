@@ -41,7 +41,7 @@
  *
  * Compared with the header, access by access: table_grab and what it calls
  * (walk, leaf_take, mend, hint_full, hint_clear), and table_release.  Left out:
- * fgrab, used, leaf, count and next_used, which are single accesses to a leaf;
+ * fgrab, used, leaf and count, which are single accesses to a leaf;
  * hint_all, which runs before anybody else knows the segment; the bound on the
  * turns of grab, and its pauses.  A compare-and-swap that fails is one step with
  * the load after it here: in between nothing is decided.

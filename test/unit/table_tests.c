@@ -155,10 +155,8 @@ static void *counter_thread(void *data)
         unsigned int id, used = slotmem_table_count(&h->s->table);
 
         wrong_if(h, used > h->s->layout.item_num);
-        for (id = slotmem_table_next_used(&h->s->table, 0);
-             id < h->s->layout.item_num;
-             id = slotmem_table_next_used(&h->s->table, id + 1)) {
-            h->done++;
+        for (id = 0; id < h->s->layout.item_num; id++) {
+            h->done += (apr_uint64_t)slotmem_table_used(&h->s->table, id);
         }
         h->done++;
     } while (!hammer_over);
@@ -487,7 +485,9 @@ static void *victim_thread(void *data)
         slotmem_table_fgrab(&h->s->table,
                             (unsigned int)random_next(&h->random) % num);
         wrong_if(h, slotmem_table_count(&h->s->table) > num);
-        wrong_if(h, slotmem_table_next_used(&h->s->table, id % num) > num);
+        wrong_if(h, (slotmem_table_leaf(&h->s->table, (num - 1) / 64)
+                     & slotmem_table_pad(&h->s->table, 0, (num - 1) / 64))
+                        != 0);
         h->done++;
     } while (!hammer_over);
     return NULL;
