@@ -32,6 +32,7 @@ import httpd as harness
 import sharedmem
 import shim
 import storedfile
+from rundir import in_file, put, text_of, wait_stored
 from storedfile import Stored
 
 CONF = """
@@ -63,29 +64,6 @@ def fast(httpd):
             server.faults = shim.Faults(server)
         return server.start() if start else server
     return make
-
-
-def put(server, text, name="seg", slot=0):
-    slotmem = server.slotmem()
-    assert slotmem.fgrab(name, slot).ok
-    assert slotmem.put(name, slot, text.ljust(32, b"\0")).ok
-
-
-def text_of(server, name="seg", slot=0):
-    return server.slotmem().read(name, slot, 64).rstrip(b"\0")
-
-
-def in_file(server, name="seg", slot=0):
-    """None while there is no file; raises if it is not whole."""
-    try:
-        return Stored(server.persist_path(name)).slots[slot].rstrip(b"\0")
-    except FileNotFoundError:
-        return None
-
-
-def wait_stored(server, text, **more):
-    harness.wait_for(lambda: in_file(server) == text,
-                     f"a checkpoint to store {text}", **more)
 
 
 def begun(server):

@@ -151,24 +151,15 @@ def test_checkpoints_go_on_after_the_helper_s_end_was_not_told(httpd, mpm):
 def test_only_its_own_children_are_signalled_by_the_parent(httpd, mpm):
     """The same as seen by the parent's calls: no number that is not its
     child's, whoever bears it."""
-    log = None
-
-    def factory(conf, **options):
-        nonlocal log
+    def watched(conf, **options):
         server = httpd(conf, **options)
-        log = os.path.join(server.root, "trespass")
-        with open(log, "w"):
-            pass
-        os.chmod(log, 0o666)
-        shim.preload(server, "trespass")
-        server.env["TRESPASS_LOG"] = log
+        shim.watch(server)
         return server
 
-    server, _ = stolen_helper(factory, mpm)
+    server, _ = stolen_helper(watched, mpm)
     server.graceful()
     server.stop()
-    with open(log) as file:
-        assert [line for line in file if line.startswith("kill ")] == []
+    assert shim.trespasses(server, "kill") == []
 
 
 @needs_root

@@ -12,7 +12,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The preloaded libraries: faults.c and clock.c, armed by a test; hurry.c."""
+"""The preloaded libraries: faults.c and clock.c, armed by a test; trespass.c,
+which watches; hurry.c."""
 
 import contextlib
 import hashlib
@@ -45,6 +46,23 @@ def preload(server, name):
     """Adds a library to those that the server is started with."""
     others = server.env.get("LD_PRELOAD", "")
     server.env["LD_PRELOAD"] = f"{others} {library(name)}".strip()
+
+
+def watch(server):
+    """Has trespass.c note what the server, not started yet, must not do."""
+    log = os.path.join(server.root, "trespass")
+    with open(log, "w"):
+        os.chmod(log, 0o666)
+    preload(server, "trespass")
+    server.env["TRESPASS_LOG"] = log
+
+
+def trespasses(server, *kinds):
+    """What it noted, of those kinds or of all."""
+    with open(server.env["TRESPASS_LOG"]) as file:
+        lines = file.read().splitlines()
+    return sorted({line for line in lines
+                   if not kinds or line.split()[0] in kinds})
 
 
 class Faults:
