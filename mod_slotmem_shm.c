@@ -776,6 +776,8 @@ static void store_put_aside(const ap_slotmem_instance_t *s, const char *why,
 typedef struct {
     ap_slotmem_instance_t *s;
     apr_uint64_t mark;     /* of the file about to be put in place; 0: none */
+    apr_uint64_t there;    /* of the file in place now; 0: none             */
+    int seen;              /* it has been seen to be stored, just now       */
     apr_uint64_t marks[2]; /* as they are now                               */
 } note_t;
 
@@ -785,19 +787,33 @@ static apr_status_t note_unguarded(void *ctx)
     struct slotmem_shm_header *h = n->s->header;
 
     if (n->mark && n->mark != h->marks[1]) {
-        h->marks[0] = h->marks[1];
+        /* The file noted last may never have been put in place. */
+        if (!n->there || h->marks[0] != n->there) {
+            h->marks[0] = h->marks[1];
+        }
         h->marks[1] = n->mark;
     }
-    h->stored = (apr_uint64_t)apr_time_now();
+    if (n->seen) {
+        h->stored = (apr_uint64_t)apr_time_now();
+    }
     return APR_SUCCESS;
 }
 
-static void stored_note(ap_slotmem_instance_t *s, const struct stat *st)
+static void note_make(ap_slotmem_instance_t *s, const struct stat *st,
+                      const struct stat *there, int seen)
 {
-    note_t n = { s, st ? file_mark(st) : 0, { 0, 0 } };
+    note_t n = {
+        s, st ? file_mark(st) : 0, there ? file_mark(there) : 0, seen, { 0, 0 }
+    };
 
     s->mark = n.mark ? n.mark : s->mark;
     (void)guarded(note_unguarded, &n);
+}
+
+/* It is stored, in that file; NULL: in the one that is noted. */
+static void stored_note(ap_slotmem_instance_t *s, const struct stat *st)
+{
+    note_make(s, st, NULL, 1);
 }
 
 static apr_status_t note_forget_unguarded(void *ctx)
@@ -811,7 +827,7 @@ static apr_status_t note_forget_unguarded(void *ctx)
 /* No file holds it any more, and that is not to mean anything. */
 static void stored_forget(ap_slotmem_instance_t *s)
 {
-    note_t n = { s, 0, { 0, 0 } };
+    note_t n = { .s = s };
 
     (void)guarded(note_forget_unguarded, &n);
 }
@@ -830,7 +846,7 @@ static apr_status_t note_read_unguarded(void *ctx)
 static int note_has(ap_slotmem_instance_t *s, const struct stat *st,
                     int *stored)
 {
-    note_t n = { s, 0, { 0, 0 } };
+    note_t n = { .s = s };
 
     if (guarded(note_read_unguarded, &n) != APR_SUCCESS) {
         return -1;
@@ -1027,20 +1043,23 @@ static void store_keep_before(store_t *st, const ap_slotmem_instance_t *s)
 static apr_status_t store_rename(store_t *st, ap_slotmem_instance_t *s,
                                  const char *path)
 {
-    struct stat info;
+    struct stat info, there;
     apr_status_t rv;
 
     if (lstat(path, &info) != 0) {
         return errno;
     }
     store_spare_foreign(st, s);
-    stored_note(s, &info);
+    note_make(s, &info, lstat(s->store, &there) == 0 ? &there : NULL, 0);
     if (st->mode == STORE_RESTART) {
         store_keep_before(st, s);
     }
     rv = apr_file_rename(path, s->store, st->pool);
-    if (rv == APR_SUCCESS && st->mode != STORE_RESTART) {
-        unlink(name_beside(st->pool, s->store, STORE_BEFORE));
+    if (rv == APR_SUCCESS) {
+        stored_note(s, NULL);
+        if (st->mode != STORE_RESTART) {
+            unlink(name_beside(st->pool, s->store, STORE_BEFORE));
+        }
     }
     return rv;
 }
