@@ -272,6 +272,26 @@ static void test_the_hammer_sees_two_owners(void **state)
     segment_free(s);
 }
 
+/* While some free slots hold what somebody may still look for, others go
+ * first, the lowest first, and then those. */
+static void test_grab_gives_what_holds_nothing_first(void **state)
+{
+    static const unsigned int expected[] = { 1, 3, 4, 0, 2 };
+    ap_slotmem_instance_t *s = segment_new(8, 5, PREGRAB);
+    unsigned int id, i;
+
+    (void)state;
+    s->prefer_zero = 1;
+    s->slots[7] = 1;
+    s->slots[2 * 8] = 1;
+    for (i = 0; i < 5; i++) {
+        assert_int_equal(slotmem_grab(s, &id), APR_SUCCESS);
+        assert_int_equal(id, expected[i]);
+    }
+    assert_int_equal(slotmem_grab(s, &id), APR_EINVAL);
+    segment_free(s);
+}
+
 /* ------------------------------------------------------------------------
  * Hints that the dead left wrong
  */
@@ -567,7 +587,8 @@ static void test_doall_calls_back_into_the_provider(void **state)
 }
 
 #define TABLE_TESTS                                                            \
-    cmocka_unit_test(test_grab_gives_the_lowest_slot),                         \
+    cmocka_unit_test(test_grab_gives_what_holds_nothing_first),                \
+        cmocka_unit_test(test_grab_gives_the_lowest_slot),                     \
         cmocka_unit_test(test_no_slots_at_all),                                \
         cmocka_unit_test(test_threads_never_share_a_slot),                     \
         cmocka_unit_test(test_threads_never_share_a_slot_at_the_brim),         \
