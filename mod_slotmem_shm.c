@@ -780,6 +780,7 @@ typedef struct {
     apr_uint64_t there;    /* of the file in place now; 0: none             */
     int seen;              /* it has been seen to be stored, just now       */
     apr_uint64_t marks[2]; /* as they are now                               */
+    apr_uint64_t stored;   /* when, as that is now                          */
 } note_t;
 
 static apr_status_t note_unguarded(void *ctx)
@@ -803,9 +804,10 @@ static apr_status_t note_unguarded(void *ctx)
 static void note_make(ap_slotmem_instance_t *s, const struct stat *st,
                       const struct stat *there, int seen)
 {
-    note_t n = {
-        s, st ? file_mark(st) : 0, there ? file_mark(there) : 0, seen, { 0, 0 }
-    };
+    note_t n = { .s = s,
+                 .mark = st ? file_mark(st) : 0,
+                 .there = there ? file_mark(there) : 0,
+                 .seen = seen };
 
     s->mark = n.mark ? n.mark : s->mark;
     (void)guarded(note_unguarded, &n);
@@ -839,6 +841,7 @@ static apr_status_t note_read_unguarded(void *ctx)
 
     n->marks[0] = n->s->header->marks[0];
     n->marks[1] = n->s->header->marks[1];
+    n->stored = n->s->header->stored;
     return APR_SUCCESS;
 }
 
@@ -852,7 +855,9 @@ static int note_has(ap_slotmem_instance_t *s, const struct stat *st,
     if (guarded(note_read_unguarded, &n) != APR_SUCCESS) {
         return -1;
     }
-    *stored = n.marks[0] || n.marks[1];
+    /* Announced alone, the file may never have come; and after stored_forget
+     * the helper may tell once more of the file that is gone. */
+    *stored = n.stored && (n.marks[0] || n.marks[1]);
     return st && (n.marks[0] == file_mark(st) || n.marks[1] == file_mark(st));
 }
 

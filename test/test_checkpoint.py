@@ -346,10 +346,17 @@ def test_helper_that_is_halted_holds_up_no_stop(fast):
     check_clean(server)
 
 
-def test_helper_ends_with_a_parent_that_is_killed(fast):
-    """Else what it stores late replaced what the next run has stored."""
-    server = fast(faults=True)
+@pytest.mark.parametrize("store", ["first", "later"])
+def test_helper_ends_with_a_parent_that_is_killed(fast, store):
+    """Else what it stores late replaced what the next run has stored.  And a
+    file that was announced, and never came, has not been deleted."""
+    server = fast(faults=True, start=False)
+    if store == "later":
+        server.start()
+        wait_looks(server, 1)
     server.faults.arm(1, "wait", "helper", "rename")
+    if store == "first":
+        server.start()
     put(server, b"early")
     pid = wait_helper(server)
     harness.wait_for(server.faults.counted, "the helper at its rename")
