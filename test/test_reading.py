@@ -143,6 +143,22 @@ def test_one_error_while_a_larger_file_with_claims_is_read(httpd):
 
 
 @needs_root
+def test_file_of_another_slot_size_that_cannot_be_read_now(faulty):
+    """Whether it is whole is not known then, so it is not put aside."""
+    server = faulty()
+    path = server.persist_path("seg")
+    good = storedfile.read(path)
+    server.conf = CONF.replace("seg 64", "seg 72")
+    server.env["FAULTS_PREFIX"] = path
+    server.faults.arm("3+", "EIO", "leader", "pread")
+    server.expect_log("AH02553: .*cannot be read")
+    server.start()
+    assert len(server.faults.disarm()) > 3
+    assert storedfile.read(path) == good
+    assert not os.path.exists(path + ".rejected")
+
+
+@needs_root
 @pytest.mark.parametrize("error, calls", [
     ("EMFILE", "open,openat"), ("EIO", "read,pread"),
     ("ENOMEM", "read,pread")])
