@@ -476,7 +476,8 @@ static apr_status_t segment_open(ap_slotmem_instance_t *s, const char *key,
     if (rv != APR_SUCCESS) {
         return rv;
     }
-    rv = platform_object_read(&o, o.header, &head, sizeof(head));
+    rv = o.size == 0 ? APR_EINCOMPLETE
+                     : platform_object_read(&o, o.header, &head, sizeof(head));
     if (rv == APR_SUCCESS
         && !layout_of_header(&head, o.size - o.header, run, &s->layout)) {
         rv = head.magic == 0 ? APR_EINCOMPLETE : APR_EACCES;

@@ -98,6 +98,12 @@ def halt_helper(server):
     return pid
 
 
+def read_only_dev_shm():
+    """A wrapper for a server: no shared memory can have a name."""
+    return ["unshare", "-m", "sh", "-c",
+            'mount -t tmpfs -o ro tmpfs /dev/shm && exec "$@"', "sh"]
+
+
 def listens(server):
     try:
         socket.create_connection(("127.0.0.1", server.port), 5).close()

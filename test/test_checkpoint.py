@@ -32,6 +32,7 @@ import httpd as harness
 import sharedmem
 import shim
 import storedfile
+from rundir import in_file, put, text_of, wait_stored
 from storedfile import Stored
 
 CONF = """
@@ -63,29 +64,6 @@ def fast(httpd):
             server.faults = shim.Faults(server)
         return server.start() if start else server
     return make
-
-
-def put(server, text, name="seg", slot=0):
-    slotmem = server.slotmem()
-    assert slotmem.fgrab(name, slot).ok
-    assert slotmem.put(name, slot, text.ljust(32, b"\0")).ok
-
-
-def text_of(server, name="seg", slot=0):
-    return server.slotmem().read(name, slot, 64).rstrip(b"\0")
-
-
-def in_file(server, name="seg", slot=0):
-    """None while there is no file; raises if it is not whole."""
-    try:
-        return Stored(server.persist_path(name)).slots[slot].rstrip(b"\0")
-    except FileNotFoundError:
-        return None
-
-
-def wait_stored(server, text, **more):
-    harness.wait_for(lambda: in_file(server) == text,
-                     f"a checkpoint to store {text}", **more)
 
 
 def begun(server):
@@ -515,6 +493,69 @@ def test_checkpoint_on_a_disk_that_fails(fast):
         assert in_file(server) == b"old"
         server.faults.disarm()
         wait_stored(server, b"new")
+
+
+MANY = "Mutex sem\nPidFile ${ROOT}/logs/httpd.pid\n" + "".join(
+    f"SlotmemTestCreate seg{i} 64 4 persist\n" for i in range(30))
+
+
+def test_file_system_that_cannot_be_flushed(fast):
+    """Of a batch, no file takes its place; after a restart, each is flushed by
+    itself."""
+    server = fast(MANY, faults=True)
+    put(server, b"old", "seg0")
+    harness.wait_for(lambda: in_file(server, "seg0") == b"old", "a store")
+    server.faults.arm("1+", "EIO", "helper", "syncfs")
+    for i in range(30):
+        put(server, b"new", f"seg{i}")
+    with server.announced("AH02334.*cannot store .*: flushing"):
+        harness.wait_for(lambda: server.log_lines("AH02334.*cannot store"),
+                         "the failure to be logged")
+        assert in_file(server, "seg29") != b"new"
+        server.faults.disarm()
+        harness.wait_for(lambda: in_file(server, "seg29") == b"new", "a store")
+    server.faults.arm("1", "EIO", "helper", "syncfs")
+    put(server, b"late", "seg0")
+    server.graceful()
+    harness.wait_for(server.faults.counted, "the next helper's flush")
+    harness.wait_for(lambda: not os.path.exists(server.persist_path("seg0")
+                                                + ".before"),
+                     "the file to be flushed by itself")
+    assert in_file(server, "seg0") == b"late"
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_helper_that_has_no_memory(fast, nth):
+    """For its buffer, or for the end of an image: it tries again."""
+    server = fast("Mutex sem\nPidFile ${ROOT}/logs/httpd.pid\n"
+                  "SlotmemTestCreate seg 8 70000 persist+clearinuse", faults=True)
+    put(server, b"old")
+    wait_stored(server, b"old")
+    server.allow_log("AH02334.*cannot store .*: reading memory for")
+    server.faults.arm(f"{nth}+", "ENOMEM", "helper", "malloc")
+    seen = looks(server)
+    put(server, b"new")
+    harness.wait_for(lambda: len(server.faults.counted()) >= 2 * nth,
+                     "two looks without memory")
+    assert in_file(server) == b"old"
+    server.faults.disarm()
+    wait_stored(server, b"new")
+    assert looks(server) > seen
+
+
+def test_parent_that_has_no_memory_to_store_with(fast):
+    """The files keep what they held, and so does memory, over a restart."""
+    server = fast(faults=True)
+    put(server, b"old")
+    wait_stored(server, b"old")
+    os.kill(wait_helper(server), signal.SIGSTOP)
+    server.faults.arm("1+", "ENOMEM", "leader", "malloc")
+    put(server, b"new")
+    with server.announced("AH02334: .*no memory to store segments with"):
+        server.graceful()
+    server.faults.disarm()
+    assert text_of(server) == b"new"
+    wait_stored(server, b"new")
 
 
 def test_what_a_restart_stored_is_flushed_after_it(fast):

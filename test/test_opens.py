@@ -255,20 +255,8 @@ def test_child_attaches_and_creates_beside_what_nobody_planted(httpd, kind):
 def watched(factory, conf, **more):
     """A server whose opens, mappings, signals and masks are watched."""
     server = factory(conf, start=False, **more)
-    log = os.path.join(server.root, "trespass")
-    with open(log, "w"):
-        pass
-    os.chmod(log, 0o666)
-    shim.preload(server, "trespass")
-    server.env["TRESPASS_LOG"] = log
-    server.start()
-    return server
-
-
-def trespasses(server, *kinds):
-    lines = read(server.env["TRESPASS_LOG"]).decode().splitlines()
-    return sorted({line for line in lines
-                   if not kinds or line.split()[0] in kinds})
+    shim.watch(server)
+    return server.start()
 
 
 def claims(size):
@@ -303,7 +291,7 @@ def test_parent_maps_no_more_than_there_is_whatever_an_object_claims(httpd):
         server.allow_log(KILLED)
         server.start()
         hostile.canary_check(server)
-    assert trespasses(server, "map") == []
+    assert shim.trespasses(server, "map") == []
 
 
 GEOMETRY = 16, 48           # from the header on: item_size to total_size
@@ -331,7 +319,7 @@ def test_child_maps_no_more_than_there_is_though_size_and_total_agree(httpd):
         assert other.attach(f"large{i}").num == num     # a positive control
         assert not other.attach(f"small{i}").ok
     hostile.canary_check(server)
-    assert trespasses(server, "map") == []
+    assert shim.trespasses(server, "map") == []
 
 
 def header_address(start):
@@ -611,7 +599,7 @@ def test_every_open_is_careful(httpd, mpm):
     server.stop()
     server.start()
     server.graceful_stop()
-    assert trespasses(server) == []
+    assert shim.trespasses(server) == []
 
 
 # ---------------------------------------------------------------------------

@@ -33,6 +33,7 @@ import pytest
 import httpd as harness
 import sharedmem
 import shim
+from rundir import read_only_dev_shm
 
 # One MPM will do: what is tried here happens before children are forked, or
 # in a child of any kind.
@@ -71,13 +72,10 @@ def without_dev_shm(server):
     return ["unshare", "-m", "sh", "-c", script, "sh"]
 
 
-def read_only_dev_shm(server):
-    return ["unshare", "-m", "sh", "-c",
-            'mount -t tmpfs -o ro tmpfs /dev/shm && exec "$@"', "sh"]
-
-
 @sharedmem.only_posix("shared memory is not in /dev/shm here")
-@pytest.mark.parametrize("wrapper", [without_dev_shm, read_only_dev_shm])
+@pytest.mark.parametrize("wrapper", [without_dev_shm,
+                                     lambda server: read_only_dev_shm()],
+                         ids=["none", "read-only"])
 def test_server_starts_and_keeps_state_without_dev_shm(httpd, wrapper):
     """A container may have no /dev/shm, or none that can be written to."""
     server = httpd(SEG, mpm=MPM, start=False)
@@ -288,6 +286,20 @@ def test_pages_that_cannot_be_had(httpd, error, answer):
     assert faults.counted()
     assert server.stage("post_config")[0].rv == answer
     faults.disarm()
+
+
+@sharedmem.needs_root
+@sharedmem.only_posix("shared memory is not in /dev/shm here")
+def test_no_memory_to_begin_with(httpd):
+    server = httpd(SEG, mpm="prefork", start=False, shm_size="1m")
+    faults = shim.Faults(server)
+    faults.arm("1", "ENOMEM", "leader", "mmap")
+    server.expect_log("no memory to begin with")
+    server.allow_log("AH00013: Pre-configuration failed")
+    assert "no memory to begin with" in server.start(expect_failure=True)
+    faults.disarm()
+    server.start()
+    use(server)
 
 
 HUGE = [(1 << 62, 4), ((1 << 64) - 1, 1), ((1 << 64) - 1, (1 << 32) - 1),

@@ -12,7 +12,8 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The preloaded libraries: faults.c and clock.c, armed by a test; hurry.c."""
+"""The preloaded libraries: faults.c and clock.c, armed by a test; trespass.c,
+which watches; hurry.c."""
 
 import contextlib
 import hashlib
@@ -47,6 +48,23 @@ def preload(server, name):
     server.env["LD_PRELOAD"] = f"{others} {library(name)}".strip()
 
 
+def watch(server):
+    """Has trespass.c note what the server, not started yet, must not do."""
+    log = os.path.join(server.root, "trespass")
+    with open(log, "w"):
+        os.chmod(log, 0o666)
+    preload(server, "trespass")
+    server.env["TRESPASS_LOG"] = log
+
+
+def trespasses(server, *kinds):
+    """What it noted, of those kinds or of all."""
+    with open(server.env["TRESPASS_LOG"]) as file:
+        lines = file.read().splitlines()
+    return sorted({line for line in lines
+                   if not kinds or line.split()[0] in kinds})
+
+
 class Faults:
     """Faults for one server, which must not have been started yet.
 
@@ -67,6 +85,8 @@ class Faults:
     def arm(self, at, action, who="leader", calls="*"):
         """at: a number, or such as "1+" for that operation and all after."""
         self.disarm()
+        with open(self.file + ".log", "w"):
+            os.chmod(self.file + ".log", 0o666)     # children write it, too
         with open(self.file + ".tmp", "w") as file:
             file.write(f"{at} {action} {who} {calls} {os.urandom(4).hex()}")
         os.rename(self.file + ".tmp", self.file)

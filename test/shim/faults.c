@@ -84,8 +84,9 @@ static int *dirty_number;
 
 __attribute__((constructor)) static void dirty_begin(void)
 {
-    dirty = mmap(NULL, (DIRTY_MAX + 1) * sizeof(*dirty), PROT_READ | PROT_WRITE,
-                 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    dirty = (struct dirty *)syscall(
+        SYS_mmap, NULL, (DIRTY_MAX + 1) * sizeof(*dirty),
+        PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (dirty == MAP_FAILED) {
         abort();
     }
