@@ -199,7 +199,7 @@ def places(path):
             section = banner[1]
         # The name that stands before the first parenthesis of a line which
         # begins in the first column, or of the next where it was too long.
-        head = re.match(r"[A-Za-z].*?(\w+)\(", line)
+        head = re.match(r"(?=[A-Za-z])(?:.*?\W)?(\w+)\(", line)
         if head and not line.startswith(("#", "typedef")):
             function = head[1]
         found.append((section, function))
@@ -243,8 +243,9 @@ def uncovered(files):
         text, where = source(path), places(path)
         for number, count in sorted(one.lines.items()):
             stripped = text[number - 1].strip()
-            # What only closes a block or a call says nothing by itself.
-            if count == 0 and re.search(r"\w", stripped):
+            # What only closes a block or a call says nothing by itself, and
+            # the preprocessor's lines are none.
+            if count == 0 and re.match(r"[^#]*\w", stripped):
                 found.append((path, number,
                               f"{where[number - 1][1]}: {stripped}"))
     return found
@@ -258,10 +259,9 @@ def kept_list():
             if line.startswith("# "):
                 reason = line[2:] if after_key or not reason \
                     else f"{reason} {line[2:]}"
-                after_key = False
             elif line.strip():
                 kept[line.strip()] = reason
-                after_key = True
+            after_key = not line.startswith("# ")
     return kept
 
 
