@@ -314,6 +314,32 @@ def test_slots_that_a_consumer_put_or_got_while_it_configured_are_its_own(
         assert slotmem.release("seg", 0).ok and slotmem.release("seg", 3).ok
 
 
+def test_claims_of_a_kind_that_is_none_are_not_believed(httpd, mpm):
+    """Fails when a later version's note is taken for one of this version's:
+    the image counts, as if nobody had noted whose its slots are."""
+    server = httpd(CLEARED.format(4), mpm=mpm, start=False)
+    claim = "info h=seg", "dptr h=seg i=1", "fgrab h=seg i=1"
+    server.at_stage("post_config", *claim, "put h=seg i=1 data=61")
+    server.start()
+    assert server.slotmem().put("seg", 3, b"added").ok
+    server.stop()
+    path = server.persist_path("seg")
+    image, kinds = storedfile.split_trailer(storedfile.read(path))
+    assert kinds == bytes([0, 1, 0, 2])
+    trailer = storedfile.read(path)[len(image):]
+    kinds = bytes([0, 1, 0, 3])
+    digest = hashlib.md5(kinds + trailer[4:20]).digest()
+    storedfile.write(path, image + kinds + trailer[4:20] + digest
+                     + trailer[36:])
+    assert storedfile.split_trailer(storedfile.read(path))[1] == kinds
+    server.at_stage("post_config", *claim)
+    server.start()
+    slotmem = server.slotmem()
+    assert slotmem.get("seg", 1, 1).bytes == b"a"
+    assert slotmem.read("seg", 3, 5) == b"added"
+    assert sorted(slotmem.grab("seg").id for _ in range(2)) == [0, 2]
+
+
 def test_file_with_more_than_a_consumer_asks_for_is_kept(httpd, mpm):
     """Fails when what a smaller configuration does not look at is lost for
     good."""
