@@ -506,9 +506,15 @@ def test_removed_file_is_not_replaced_by_the_one_of_before(httpd):
     """Who removes the stored file wants to begin anew."""
     server, path = damaged_with_one_of_before(httpd)
     os.unlink(path)
+    # Not even before the helper flushes what a restart has left.
+    faults = shim.Faults(server)
+    server.env["FAULTS_PREFIX"] = path + ".before"
+    faults.arm(1, "wait", "helper")
     server.start()
     assert server.slotmem().info("abs").num_free == 5000
+    harness.wait_for(faults.counted, "the helper's look for it")
     assert not os.path.lexists(path + ".before")
+    faults.go()
 
 
 def test_stored_file_of_another_owner(httpd):
