@@ -15,7 +15,7 @@ CLANG      ?= clang
 CLANG_TIDY ?= clang-tidy
 PYTHON     ?= /usr/bin/python3
 # Tests wait more than they work.
-JOBS       ?= 4
+JOBS       ?= 6
 PYTEST      = $(PYTHON) -B -m pytest -p no:cacheprovider -q
 PYTEST_ARGS ?=
 
@@ -47,6 +47,7 @@ install: $(MODULE)
 help:
 	@sed -n 's/^#   //p' Makefile
 	@echo 'make lint       warnings and analyzers of gcc and clang, clang-tidy, cppcheck, clang-format'
+	@echo 'make slotmem-file   the program that tells what a stored file holds (README)'
 	@echo 'make unit       table, locks and layout outside httpd, sanitizers, valgrind'
 	@echo 'make model      the spin models, and their mutations'
 	@echo 'make relacy     the core headers under Relacy (RELACY_SCHEDULES)'
@@ -86,7 +87,7 @@ demo: deps-demo
 
 check: deps-check
 	@$(MAKE) --no-print-directory all
-	$(MAKE) --no-print-directory lint unit model relacy fuzz
+	$(MAKE) --no-print-directory -j2 -Otarget lint unit model relacy fuzz
 	$(MAKE) --no-print-directory test
 
 # -- the parts of check --
@@ -96,7 +97,9 @@ C_SOURCES = $$(find mod_slotmem_shm.c slotmem-file.c include test -name '*.[ch]'
 # Each compiles alone.
 HEADERS = $(notdir $(wildcard include/*.h))
 
-lint:
+lint: lint-forms $(addprefix analyse-,gcc clang-tidy program)
+
+lint-forms:
 	$(CC) -std=gnu11 -O2 $(WARNINGS) -Werror $(FLAGS) -fsyntax-only mod_slotmem_shm.c
 	$(CLANG) -std=gnu11 -O2 $(WARNINGS) -Werror $(FLAGS) -fsyntax-only mod_slotmem_shm.c
 	cppcheck --quiet --std=c11 --enable=warning,performance,portability \
@@ -113,11 +116,8 @@ lint:
 	clang-format --dry-run -Werror $(C_SOURCES)
 	sh test/manual/check.sh --if-it-can-be-had
 	for script in .ci/run $$(find test packaging -name '*.sh'); do bash -n $$script || exit 1; done
-	@$(MAKE) --no-print-directory analyse
 
-# Half a minute each on a core, so side by side.
-ANALYSES = $(addprefix analyse-,gcc clang-tidy program)
-analyse: ; @$(MAKE) --no-print-directory -j2 $(ANALYSES)
+# Half a minute each on a core.
 analyse-gcc:
 	$(CC) -std=gnu11 -O2 -fanalyzer -Werror $(FLAGS) -S -o /dev/null mod_slotmem_shm.c
 analyse-clang-tidy:
@@ -225,7 +225,7 @@ clean:
 	    mod_slotmem_shm.slo mod_slotmem_shm.o
 
 .PHONY: relacy weak
-.PHONY: all install help demo check lint analyse $(ANALYSES) unit model fuzz test test-under-load \
+.PHONY: all install help demo check lint lint-forms analyse-gcc analyse-clang-tidy analyse-program unit model fuzz test test-under-load \
         coverage mutants soak hostile members torture bench bench-plot \
         bench-scale callgrind screenshot check-intree portability platforms \
         manual deb check-deb rpm format clean

@@ -160,6 +160,10 @@
 module AP_MODULE_DECLARE_DATA slotmem_shm_module;
 APLOG_USE_MODULE(slotmem_shm);
 
+/* What is rare, in a function of its own, so that the call beside it stays as
+ * short as it reads. */
+#define RARELY static __attribute__((noinline))
+
 /* ==================== segment ==================== */
 
 /* A segment as one process sees it.  Everything here is private; a pointer
@@ -472,7 +476,8 @@ static apr_status_t segment_open(ap_slotmem_instance_t *s, const char *key,
     if (rv != APR_SUCCESS) {
         return rv;
     }
-    rv = platform_object_read(&o, o.header, &head, sizeof(head));
+    rv = o.size == 0 ? APR_EINCOMPLETE
+                     : platform_object_read(&o, o.header, &head, sizeof(head));
     if (rv == APR_SUCCESS
         && !layout_of_header(&head, o.size - o.header, run, &s->layout)) {
         rv = head.magic == 0 ? APR_EINCOMPLETE : APR_EACCES;
@@ -630,11 +635,18 @@ static void claims_make(ap_slotmem_instance_t *s)
     }
 }
 
-static void claim_note(ap_slotmem_instance_t *s, unsigned int id, int on)
+RARELY void claim_put(ap_slotmem_instance_t *s, unsigned int id, int on)
 {
-    if (self.role == ROLE_CONFIGURING && claims_matter(s)) {
+    if (claims_matter(s)) {
         claims_make(s);
         slotmem_set_put(s->claims, id, on);
+    }
+}
+
+static void claim_note(ap_slotmem_instance_t *s, unsigned int id, int on)
+{
+    if (self.role == ROLE_CONFIGURING) {
+        claim_put(s, id, on);
     }
 }
 
@@ -765,8 +777,10 @@ static void store_put_aside(const ap_slotmem_instance_t *s, const char *why,
 typedef struct {
     ap_slotmem_instance_t *s;
     apr_uint64_t mark;     /* of the file about to be put in place; 0: none */
+    apr_uint64_t there;    /* of the file in place now; 0: none             */
+    int seen;              /* it has been seen to be stored, just now       */
     apr_uint64_t marks[2]; /* as they are now                               */
-    apr_uint64_t stored;
+    apr_uint64_t stored;   /* when, as that is now                          */
 } note_t;
 
 static apr_status_t note_unguarded(void *ctx)
@@ -775,19 +789,50 @@ static apr_status_t note_unguarded(void *ctx)
     struct slotmem_shm_header *h = n->s->header;
 
     if (n->mark && n->mark != h->marks[1]) {
-        h->marks[0] = h->marks[1];
+        /* The file noted last may never have been put in place. */
+        if (!n->there || h->marks[0] != n->there) {
+            h->marks[0] = h->marks[1];
+        }
         h->marks[1] = n->mark;
     }
-    h->stored = (apr_uint64_t)apr_time_now();
+    if (n->seen) {
+        h->stored = (apr_uint64_t)apr_time_now();
+    }
     return APR_SUCCESS;
 }
 
-static void stored_note(ap_slotmem_instance_t *s, const struct stat *st)
+static void note_make(ap_slotmem_instance_t *s, const struct stat *st,
+                      const struct stat *there, int seen)
 {
-    note_t n = { s, st ? file_mark(st) : 0, { 0, 0 }, 0 };
+    note_t n = { .s = s,
+                 .mark = st ? file_mark(st) : 0,
+                 .there = there ? file_mark(there) : 0,
+                 .seen = seen };
 
     s->mark = n.mark ? n.mark : s->mark;
     (void)guarded(note_unguarded, &n);
+}
+
+/* It is stored, in that file; NULL: in the one that is noted. */
+static void stored_note(ap_slotmem_instance_t *s, const struct stat *st)
+{
+    note_make(s, st, NULL, 1);
+}
+
+static apr_status_t note_forget_unguarded(void *ctx)
+{
+    struct slotmem_shm_header *h = ((note_t *)ctx)->s->header;
+
+    h->marks[0] = h->marks[1] = h->stored = 0;
+    return APR_SUCCESS;
+}
+
+/* No file holds it any more, and that is not to mean anything. */
+static void stored_forget(ap_slotmem_instance_t *s)
+{
+    note_t n = { .s = s };
+
+    (void)guarded(note_forget_unguarded, &n);
 }
 
 static apr_status_t note_read_unguarded(void *ctx)
@@ -801,16 +846,18 @@ static apr_status_t note_read_unguarded(void *ctx)
 }
 
 /* Is that file one which this segment was stored in?  -1: its memory cannot be
- * read. */
+ * read.  *stored: it was in some file. */
 static int note_has(ap_slotmem_instance_t *s, const struct stat *st,
-                    apr_uint64_t *stored)
+                    int *stored)
 {
-    note_t n = { s, 0, { 0, 0 }, 0 };
+    note_t n = { .s = s };
 
     if (guarded(note_read_unguarded, &n) != APR_SUCCESS) {
         return -1;
     }
-    *stored = n.stored;
+    /* Announced alone, the file may never have come; and after stored_forget
+     * the helper may tell once more of the file that is gone. */
+    *stored = n.stored && (n.marks[0] || n.marks[1]);
     return st && (n.marks[0] == file_mark(st) || n.marks[1] == file_mark(st));
 }
 
@@ -818,7 +865,7 @@ static int note_has(ap_slotmem_instance_t *s, const struct stat *st,
  * read? */
 static int image_is_stored(ap_slotmem_instance_t *s, image_t *i, apr_pool_t *p)
 {
-    apr_file_t *file;
+    apr_file_t *file = NULL;
     struct stat st = { 0 };
     int same;
 
@@ -973,8 +1020,8 @@ static apr_status_t store_flush_one(store_t *st, const pending_t *one)
  */
 static void store_spare_foreign(store_t *st, ap_slotmem_instance_t *s)
 {
-    apr_uint64_t stored;
     struct stat info;
+    int stored;
 
     if (lstat(s->store, &info) == 0 && s->mark != file_mark(&info)
         && note_has(s, &info, &stored) == 0
@@ -1002,20 +1049,23 @@ static void store_keep_before(store_t *st, const ap_slotmem_instance_t *s)
 static apr_status_t store_rename(store_t *st, ap_slotmem_instance_t *s,
                                  const char *path)
 {
-    struct stat info;
+    struct stat info, there;
     apr_status_t rv;
 
     if (lstat(path, &info) != 0) {
         return errno;
     }
     store_spare_foreign(st, s);
-    stored_note(s, &info);
+    note_make(s, &info, lstat(s->store, &there) == 0 ? &there : NULL, 0);
     if (st->mode == STORE_RESTART) {
         store_keep_before(st, s);
     }
     rv = apr_file_rename(path, s->store, st->pool);
-    if (rv == APR_SUCCESS && st->mode != STORE_RESTART) {
-        unlink(name_beside(st->pool, s->store, STORE_BEFORE));
+    if (rv == APR_SUCCESS) {
+        stored_note(s, NULL);
+        if (st->mode != STORE_RESTART) {
+            unlink(name_beside(st->pool, s->store, STORE_BEFORE));
+        }
     }
     return rv;
 }
@@ -2228,12 +2278,12 @@ static void persist_restore(ap_slotmem_instance_t *s, apr_pool_t *p)
  */
 static int orphan_is_newer(const orphan_t *o)
 {
-    apr_uint64_t stored = 0;
     struct stat st;
+    int stored = 0;
     const int there = lstat(o->s->store, &st) == 0;
     const int same = note_has(o->s, there ? &st : NULL, &stored);
 
-    if (!there && same == 0 && stored == 0) {
+    if (!there && same == 0 && !stored) {
         return 1;
     }
     if (!there && same == 0) {
@@ -2370,6 +2420,13 @@ static void runtime_succeed(enum runtime_state before)
     struct stat st;
 
     if (before == RUNTIME_OWNER) {
+        /* Somebody has cleared the directory.  Nobody has asked to begin anew
+         * by that, if a kill comes before the files are there again. */
+        for (s = registry->first; s; s = s->next) {
+            if (s->store && lstat(s->store, &st) != 0 && errno == ENOENT) {
+                stored_forget(s);
+            }
+        }
         marker_write();
         return;
     }
@@ -2506,8 +2563,8 @@ static struct {
     apr_pool_t *pool;   /* NULL: there is no helper               */
     int pipe;           /* to it; -1: none                        */
     unsigned int count; /* segments that it knows of              */
-    int called_off;     /* by a stop or restart                   */
-} checkpoint = { .pipe = -1 };
+    int called_off;     /* we have asked it to end, or began none */
+} checkpoint = { .pipe = -1, .called_off = 1 };
 
 /* One look at everything.  Returns how long to wait for the next. */
 static apr_uint64_t checkpoint_look(pace_t *pace)
@@ -2584,7 +2641,7 @@ static void checkpoint_helper(int pipe)
         }
     }
     platform_die_with((pid_t)self.server.pid);
-    setpriority(PRIO_PROCESS, 0, 10);
+    setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + 10);
     pace.paid = monotonic_now();
     for (;;) {
         checkpoint_wait(pipe, checkpoint_look(&pace));
@@ -2613,6 +2670,20 @@ static void checkpoint_forget(void)
     }
 }
 
+/* The helper has ended, whoever has reaped it: the MPM, APR or this module.
+ * -1: that is not known, the status with which it did. */
+static void checkpoint_ended(int status)
+{
+    if (!checkpoint.called_off) {
+        ap_log_error(APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
+                     "slotmem_shm: checkpoint process %" APR_PID_T_FMT
+                     " ended (%d), which nobody asked it to; another one "
+                     "begins, unless the server stops",
+                     retained->helper, status);
+    }
+    retained->helper = 0;
+}
+
 /*
  * Is it still our child?  Only then may its number be signalled: a child can
  * write that number into its slot of the scoreboard, the MPM then reaps the
@@ -2620,15 +2691,20 @@ static void checkpoint_forget(void)
  */
 static int checkpoint_lives(void)
 {
-    if (retained->helper > 0 && waitpid(retained->helper, NULL, WNOHANG) != 0) {
-        retained->helper = 0;
+    int status = -1;
+
+    if (retained->helper > 0
+        && waitpid(retained->helper, &status, WNOHANG) != 0) {
+        checkpoint_ended(status);
     }
     return retained->helper > 0;
 }
 
+/* Calls the helper off.  If it has ended by itself, that is said first. */
 static void checkpoint_kill(void)
 {
     if (checkpoint_lives()) {
+        checkpoint.called_off = 1;
         kill(retained->helper, SIGKILL);
     }
 }
@@ -2660,20 +2736,12 @@ static void checkpoint_maintain(int reason, void *data, int status)
     case APR_OC_REASON_DEATH:
     case APR_OC_REASON_LOST:
         if (retained->helper == checkpoint.proc.pid) {
-            retained->helper = 0;
+            checkpoint_ended(status);
         }
         checkpoint_forget();
-        if (!checkpoint.called_off) {
-            ap_log_error(APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
-                         "slotmem_shm: checkpoint process %" APR_PID_T_FMT
-                         " ended (%d), which nobody asked it to; another one "
-                         "begins",
-                         checkpoint.proc.pid, status);
-        }
         break; /* the next monitor round begins another one */
     case APR_OC_REASON_RESTART:
         /* The MPM gathers in its children, to stop or restart. */
-        checkpoint.called_off = 1;
         checkpoint_kill();
         break;
     default:
@@ -2706,7 +2774,6 @@ static void checkpoint_start(void)
     }
     if (checkpoint_lives()) {
         if (!checkpoint.pool) {
-            checkpoint.called_off = 1;
             checkpoint.count = registry->count; /* nothing to be told anew */
             checkpoint_register();
         }
@@ -2846,7 +2913,6 @@ static int key_clear(const ap_slotmem_instance_t *s, int *hold)
 static void stock_sweep(const char *name, apr_pool_t *p)
 {
     unsigned int generation;
-    int hold = -1;
 
     /* No list: the directory has become ours only since the arrival. */
     if (!registry->remains || retained->state != RUNTIME_OWNER
@@ -2856,6 +2922,7 @@ static void stock_sweep(const char *name, apr_pool_t *p)
     }
     for (generation = 1; generation <= STOCK_GENERATIONS; generation++) {
         const char *key = name_key(p, name, generation, NULL);
+        int hold = -1;
 
         if (!apr_hash_get(orphans.by_key, key, APR_HASH_KEY_STRING)) {
             platform_name_clear(key, 0, &hold);
@@ -3246,22 +3313,24 @@ static apr_status_t doall_used(ap_slotmem_instance_t *s,
                                ap_slotmem_callback_fn_t *func, void *data,
                                apr_pool_t *pool)
 {
+    const slotmem_table_t t = s->table; /* where it lies does not change */
+    const apr_size_t size = s->layout.item_size;
+    char *slot = s->slots; /* the first of word w */
     apr_size_t w;
 
-    for (w = 0; w < slotmem_table_leaves(&s->table); w++) {
+    for (w = 0; w < slotmem_table_leaves(&t); w++) {
         apr_uint64_t left = SLOTMEM_WORD_FULL, used;
 
-        while ((used = slotmem_table_leaf(&s->table, w) & left)) {
-            unsigned int bit = slotmem_bits_lowest(used);
-            apr_status_t rv =
-                func(slot_at(s, (unsigned int)(w * SLOTMEM_WORD_BITS + bit)),
-                     data, pool);
+        while ((used = slotmem_table_leaf(&t, w) & left)) {
+            const unsigned int bit = slotmem_bits_lowest(used);
+            const apr_status_t rv = func(slot + size * bit, data, pool);
 
             if (rv != APR_SUCCESS) {
                 return rv;
             }
             left &= SLOTMEM_WORD_FULL << bit << 1;
         }
+        slot += size * SLOTMEM_WORD_BITS;
     }
     return APR_SUCCESS;
 }
@@ -3285,34 +3354,38 @@ static apr_status_t slotmem_doall(ap_slotmem_instance_t *s,
     return rv;
 }
 
+RARELY apr_status_t dptr_searched(ap_slotmem_instance_t *s, unsigned int id,
+                                  void **mem)
+{
+    if (id >= s->layout.item_num) {
+        return slotmem_search_show(s->search, id, mem) ? APR_SUCCESS
+                                                       : APR_EINVAL;
+    }
+    slotmem_search_look(s->search, id);
+    *mem = slot_at(s, id);
+    return APR_SUCCESS;
+}
+
 static apr_status_t slotmem_dptr(ap_slotmem_instance_t *s, unsigned int id,
                                  void **mem)
 {
     if (!s) {
         return APR_ENOSHMAVAIL;
     }
-    if (id >= s->layout.item_num) {
-        return s->search && slotmem_search_show(s->search, id, mem)
-                   ? APR_SUCCESS
-                   : APR_EINVAL;
-    }
     if (s->search) {
-        slotmem_search_look(s->search, id);
+        return dptr_searched(s, id, mem);
+    }
+    if (id >= s->layout.item_num) {
+        return APR_EINVAL;
     }
     *mem = slot_at(s, id);
     return APR_SUCCESS;
 }
 
-/* What get and put ask first; without PREGRAB it leaves the slot in use. */
-static apr_status_t access_check(ap_slotmem_instance_t *s, unsigned int id,
-                                 apr_size_t len)
+/* Of a slot that is not in use, or of a segment that is searched: without
+ * PREGRAB the slot is in use from now on. */
+RARELY apr_status_t access_unusual(ap_slotmem_instance_t *s, unsigned int id)
 {
-    if (!s) {
-        return APR_ENOSHMAVAIL;
-    }
-    if (!slotmem_locks_fit(&s->locks, id, len)) {
-        return APR_EINVAL;
-    }
     if (s->search) {
         slotmem_search_look(s->search, id);
     }
@@ -3329,6 +3402,21 @@ static apr_status_t access_check(ap_slotmem_instance_t *s, unsigned int id,
         }
     }
     return APR_SUCCESS;
+}
+
+/* What get and put ask first. */
+static apr_status_t access_check(ap_slotmem_instance_t *s, unsigned int id,
+                                 apr_size_t len)
+{
+    if (!s) {
+        return APR_ENOSHMAVAIL;
+    }
+    if (!slotmem_locks_fit(&s->locks, id, len)) {
+        return APR_EINVAL;
+    }
+    return !s->search && slotmem_table_used(&s->table, id)
+               ? APR_SUCCESS
+               : access_unusual(s, id);
 }
 
 static apr_status_t slotmem_get(ap_slotmem_instance_t *s, unsigned int id,
@@ -3380,27 +3468,41 @@ static apr_size_t slotmem_slot_size(ap_slotmem_instance_t *s)
 
 /* Whether a refusal matters is for the caller to know and to say, so these
  * calls log at debug, as httpd's own module does. */
-static apr_status_t slotmem_grab(ap_slotmem_instance_t *s, unsigned int *id)
+RARELY apr_status_t grab_refused(ap_slotmem_instance_t *s)
 {
-    unsigned int found = 0;
-    int done;
-
-    if (!s) {
-        return APR_ENOSHMAVAIL;
-    }
-    done = s->search ? slotmem_search_grab(s->search, &found)
-                     : (s->prefer_zero && zero_grab(s, &found))
-                           || slotmem_table_grab(&s->table, &found);
-    if (done) {
-        claim_note(s, found, 1);
-        *id = found;
-        return APR_SUCCESS;
-    }
     ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
                  APLOGNO(02293) "slotmem(%s) grab failed. Num %u/num_free %u",
                  segment_name(s), s->layout.item_num,
                  slotmem_num_free_slots(s));
     return APR_EINVAL;
+}
+
+/* While some slots may hold what somebody looks for.  *id is the caller's, and
+ * stays as it is when there is none. */
+RARELY int grab_searched(ap_slotmem_instance_t *s, unsigned int *id)
+{
+    unsigned int found = 0;
+    int done = s->search ? slotmem_search_grab(s->search, &found)
+                         : zero_grab(s, &found)
+                               || slotmem_table_grab(&s->table, &found);
+
+    if (done) {
+        *id = found;
+    }
+    return done;
+}
+
+static apr_status_t slotmem_grab(ap_slotmem_instance_t *s, unsigned int *id)
+{
+    if (!s) {
+        return APR_ENOSHMAVAIL;
+    }
+    if (!(s->search || s->prefer_zero ? grab_searched(s, id)
+                                      : slotmem_table_grab(&s->table, id))) {
+        return grab_refused(s);
+    }
+    claim_note(s, *id, 1);
+    return APR_SUCCESS;
 }
 
 static apr_status_t slotmem_fgrab(ap_slotmem_instance_t *s, unsigned int id)

@@ -1255,7 +1255,7 @@ static inline void platform_sweep_sysv(platform_wanted_fn *wanted,
 
     last = shmctl(0, SHM_INFO, (struct shmid_ds *)(void *)&info);
     for (i = 0; i <= last; i++) {
-        platform_object_t o;
+        platform_object_t o = { 0 };
         int id = shmctl(i, SHM_STAT, &ds);
 
         if (id >= 0 && platform_sysv_stat(&o, id, uid) == 0

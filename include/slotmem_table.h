@@ -30,8 +30,9 @@
  *     shared memory:  | level 0 | level 1 | .. |   each padded to 64 bytes
  *
  * Level 0 (the leaves) is the truth.  A bit of level k+1 is a hint: "word
- * so-and-so of level k is full".  grab walks from the top down to the lowest
- * word with a free bit.
+ * so-and-so of level k is full".  grab looks at the first leaf, whose free
+ * bits are the lowest whatever the hints say, and only when that is full walks
+ * from the top down to the lowest word with a free bit.
  *
  *   I1  A slot has an owner exactly while its leaf bit is 1, and only the
  *       read-modify-write that turns 0 into 1 makes an owner.  Hence never
@@ -311,23 +312,17 @@ static inline int slotmem_table_leaf_take(slotmem_table_t *t, size_t w,
     return 0;
 }
 
-/**
- * Takes the lowest free slot.  Any thread of any process, at any time.
+/*
+ * Follows the hints.  There are at least two levels.
  *
  * Each turn fails only because a hint was missing (at most once a word) or
  * because others took what it had found; the bound is for a hostile process
  * that flips the words for ever.
- *
- * @param id out: the slot, below item_num; untouched when none is free
- * @return 1, or 0 when none is free
  */
-static inline int slotmem_table_grab(slotmem_table_t *t, unsigned int *id)
+static inline int slotmem_table_grab_far(slotmem_table_t *t, unsigned int *id)
 {
     size_t turns, leaf = 0;
 
-    if (t->levels == 0) {
-        return 0;
-    }
     for (turns = 2 * (size_t)t->words[0] + SLOTMEM_TABLE_TURNS; turns;
          turns--) {
         slotmem_walk_t walk = slotmem_table_walk(t, &leaf);
@@ -341,12 +336,23 @@ static inline int slotmem_table_grab(slotmem_table_t *t, unsigned int *id)
         if (slotmem_table_leaf_take(t, leaf, id)) {
             return 1;
         }
-        if (t->levels == 1) {
-            return 0;
-        }
         slotmem_table_hint_full(t, 0, leaf);
     }
     return 0;
+}
+
+/**
+ * Takes the lowest free slot.  Any thread of any process, at any time.
+ * @param id out: the slot, below item_num; untouched when none is free
+ * @return 1, or 0 when none is free
+ */
+static inline int slotmem_table_grab(slotmem_table_t *t, unsigned int *id)
+{
+    if (t->levels == 0) {
+        return 0;
+    }
+    return slotmem_table_leaf_take(t, 0, id)
+           || (t->levels > 1 && slotmem_table_grab_far(t, id));
 }
 
 /* ------------------------------------------------------------------ */
@@ -436,24 +442,6 @@ static inline unsigned int slotmem_table_count(const slotmem_table_t *t)
             & ~slotmem_table_pad(t, 0, w));
     }
     return used;
-}
-
-/** The first slot in use at or after `id`; item_num when there is none. */
-static inline unsigned int slotmem_table_next_used(const slotmem_table_t *t,
-                                                   unsigned int id)
-{
-    size_t w = id / SLOTMEM_WORD_BITS;
-    uint64_t mask = SLOTMEM_WORD_FULL << (id % SLOTMEM_WORD_BITS);
-
-    for (; w < t->words[0]; w++, mask = SLOTMEM_WORD_FULL) {
-        uint64_t used = slotmem_table_leaf(t, w) & mask;
-
-        if (used) {
-            return (unsigned int)(w * SLOTMEM_WORD_BITS
-                                  + slotmem_bits_lowest(used));
-        }
-    }
-    return t->item_num;
 }
 
 #endif /* SLOTMEM_TABLE_H */

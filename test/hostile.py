@@ -18,7 +18,8 @@ As a module it gives the tests Attacker, the Python side of
 attacker/mod_slotmem_hostile.c.  As a program it runs a server whose segments
 are overwritten without pause, while it works, restarts, stops, is killed and
 started again; HOSTILE_SECONDS (3600) says for how long, HOSTILE_SEED makes it
-the same run again.
+the same run again.  Each siege is in the next MPM and with the other build;
+HOSTILE_ONLY ("event", "sanitized", both, or others of them) keeps to those.
 """
 
 import os
@@ -446,9 +447,13 @@ def builds(folder):
 
 def sieges(seconds, seed, built):
     end = time.monotonic() + seconds
+    only = os.environ.get("HOSTILE_ONLY", "").split()
+    mpms = [mpm for mpm in harness.MPMS if mpm in only] or harness.MPMS
+    built = [one for one in built if one[0] in only] or built
     turn = 0
     while end - time.monotonic() > 2:
-        mpm, (what, module, env) = harness.MPMS[turn % 3], built[turn % 2]
+        mpm = mpms[turn % len(mpms)]
+        what, module, env = built[turn % len(built)]
         siege = Siege(seed + turn, mpm, module, env)
         share = max(10, min(120, seconds / 4))
         counts = siege.run(min(end, time.monotonic() + share))

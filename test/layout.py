@@ -27,6 +27,8 @@ import subprocess
 import httpd as harness
 import sharedmem
 
+SLACK = 64
+
 _SOURCE = r"""
 #include "mod_slotmem_shm.h"
 #include "slotmem_locks.h"
@@ -70,6 +72,8 @@ def _headers():
     for name in "table_size", "locks_size", "lock_size", "header_size", \
             "header_field":
         getattr(library, name).restype = ctypes.c_size_t
+    for name in "table_size", "locks_size":
+        getattr(library, name).argtypes = [ctypes.c_uint]
     return library
 
 
@@ -83,6 +87,19 @@ def table(num):
     """Where the table lies, from slot 0 of num slots on."""
     headers = _headers()
     return -headers.locks_size(num) - headers.table_size(num)
+
+
+def slots_offset(num):
+    """Where slot 0 lies, from the header on."""
+    headers = _headers()
+    return (headers.header_size() + headers.table_size(num)
+            + headers.locks_size(num))
+
+
+def part_end(end):
+    """Where the next part of a segment begins, as a machine of 64 bits
+    reckons."""
+    return (end + 63) % (1 << 64) // 64 * 64
 
 
 def field(name):

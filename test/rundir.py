@@ -19,6 +19,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -74,6 +75,33 @@ def wait_relation(server, wanted):
     harness.wait_for(lambda: relation(server) == wanted,
                      lambda: f"the server to be {wanted}; it is "
                      f"{relation(server)}")
+
+
+def helper_of(server):
+    """The checkpoint helper: the parent's child that serves no requests."""
+    serving = server.children()
+    for pid in server.processes():
+        stat = harness.process_stat(pid)
+        if pid not in serving and pid != server.pid and stat \
+                and stat[1] == server.pid:
+            return pid
+    return None
+
+
+def halt_helper(server):
+    """From now on the parent alone stores, at a stop or restart, which ends
+    the helper."""
+    pid = harness.wait_for(lambda: helper_of(server), "a checkpoint helper")
+    os.kill(pid, signal.SIGSTOP)
+    harness.wait_for(lambda: harness.process_stat(pid)[0] == "T",
+                     "the helper to halt")
+    return pid
+
+
+def read_only_dev_shm():
+    """A wrapper for a server: no shared memory can have a name."""
+    return ["unshare", "-m", "sh", "-c",
+            'mount -t tmpfs -o ro tmpfs /dev/shm && exec "$@"', "sh"]
 
 
 def listens(server):

@@ -56,7 +56,9 @@ def test_kills_at_any_instant_cost_nobody_a_slot(httpd, mpm_killed):
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_two_children_make_one_segment_under_every_mutex(httpd, mechanism):
     """The mutex decides who makes it; each mechanism must, after a kill too."""
-    server = httpd(f"Mutex {mechanism} slotmem-shm", mpm="prefork", children=4)
+    # A server without any segment makes no mutex.
+    server = httpd(f"Mutex {mechanism} slotmem-shm\n"
+                   "SlotmemTestCreate seg 64 10 0", mpm="prefork", children=4)
     for turn in range(3):
         pids = server.wait_children(4)[:4]
         with concurrent.futures.ThreadPoolExecutor(4) as pool:

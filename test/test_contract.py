@@ -32,6 +32,7 @@ import pytest
 
 import httpd as harness
 import sharedmem
+import storedfile
 from httpd import NULL, op_line
 
 PREGRAB = "pregrab"
@@ -1336,6 +1337,22 @@ def test_single_process_for_debugging_keeps_state(httpd, target):
     server.stop()
     server.start()
     check_restored(server.slotmem())
+
+
+@needs_root
+@pytest.mark.only_ours("the stock module does not note whose slots are whose")
+def test_single_process_for_debugging_adds_at_run_time(httpd, target):
+    """Else what it adds counts as the configuration's, and is dropped when the
+    next start does not name it."""
+    server = httpd("SlotmemTestCreate seg 64 10 persist+clearinuse",
+                   target=target, children=1, define=["DEBUG"],
+                   run_as=harness.unprivileged_user())
+    server.allow_log("AH00098")         # httpd -X leaves its pid file
+    assert server.children() == [server.pid]
+    assert server.slotmem().grab("seg").id == 0
+    server.stop()
+    assert storedfile.Stored(server.persist_path("seg")).kinds \
+        == b"\2" + bytes(9)
 
 
 @needs_root

@@ -15,6 +15,7 @@
 """The runtime directory under a running server: cleaned, without locks, with
 another mode, moved; and the stored file that somebody deletes."""
 
+import contextlib
 import os
 import stat
 
@@ -22,8 +23,8 @@ import pytest
 
 import httpd as harness
 import shim
-from rundir import (FROM_MEMORY, in_file, left_over, marker, put, relation,
-                    text_of, wait_relation, wait_stored)
+from rundir import (FROM_MEMORY, halt_helper, in_file, left_over, marker,
+                    put, relation, text_of, wait_relation, wait_stored)
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
@@ -98,6 +99,27 @@ def test_directory_emptied_while_it_runs(quick, mpm, between):
     server.start()
     assert text_of(server) == b"after"
     assert left_over(server) == set()
+
+
+def test_killed_before_the_emptied_directory_has_its_files_again(quick):
+    """A stored file that is gone means to begin anew; not so when everything
+    went with it while the server ran, and it has seen that."""
+    server = quick()
+    put(server, b"before")
+    wait_stored(server, b"before")
+    halt_helper(server)
+    clean_up(server)
+
+    def listed():
+        with contextlib.suppress(FileNotFoundError):
+            with open(marker(server)) as file:
+                return file.read().count("segment ") == 2
+
+    harness.wait_for(listed, "the marker to be written anew")
+    put(server, b"after")
+    server.kill_all()
+    server.start()
+    assert text_of(server) == b"after"
 
 
 def test_emptied_directory_is_not_left_to_a_second_server(quick, httpd):

@@ -298,6 +298,23 @@ def test_death_at_an_operation_of_a_graceful_restart(scene, action):
     scene.check_nothing_is_left()
 
 
+def test_two_restarts_before_a_flush_keep_the_file_that_was_flushed(scene):
+    """The file between them is not on the disk, so it is nothing to go back
+    to."""
+    flushed = scene.number
+    scene.faults.arm("1+", "EIO", "any", "fsync,fdatasync,syncfs")
+    for _ in range(2):
+        scene.next_state()
+        scene.server.graceful()
+        scene.check(strict=True)
+    for name in SHAPES:
+        before = scene.server.persist_path(name) + ".before"
+        assert scene._in_file(before, name) == flushed
+    scene.faults.pass_on()
+    scene.settle()
+    scene.check_nothing_is_left()
+
+
 @pytest.mark.parametrize("action", ["EIO", "EINTR", "EMFILE", "short", "kill"])
 def test_operation_of_a_start_that_restores_fails(scene, action):
     """It starts all the same, or after the kill; what it had is there."""

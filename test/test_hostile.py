@@ -427,6 +427,58 @@ def test_planted_segments_are_in_bounds_for_a_sibling(httpd, watched):
     hostile.canary_check(server)
 
 
+# Slot size and number: of what is smaller than the planted object, of what is
+# larger, and of what is smaller once a multiplication or a sum has wrapped.
+FORGED = [(8, SMALL), (24, SMALL - 6), (1, 1), (0, SMALL), (24, 0),
+          (25, SMALL), (4096, SMALL), (24, 1 << 20), (24, (1 << 32) - 1),
+          (1 << 40, 1), (1 << 61, 8), (1 << 32, 1 << 31),
+          ((1 << 64) - 1, 1), ((1 << 64) - 64, 2), (24, (1 << 32) + SMALL)]
+
+
+@sharedmem.only_posix("a key's number is not known before there is a file")
+def test_planted_segments_that_lie_in_all_words_at_once(httpd, watched):
+    """The header agrees with itself and with APR's size: only what the kernel
+    says of the object tells that there is not as much as that, or how much
+    more."""
+    server = begin(httpd, watched)
+    attacker, other = attack(server)
+    where = attacker.range("plain")
+    size = os.path.getsize(server.shm_path("plain"))
+    original = attacker.get(where.start, layout.header_end())
+    claimed, whole = (int.from_bytes(original[at:at + 8], sys.byteorder)
+                      for at in (0, layout.field("total_size")))
+    server.allow_log("AH0230[02]: |AH02611: |was made with")
+    sm, op = server.slotmem(other), harness.op_line
+    planted, attached = [], []
+    try:
+        for number, (slot, num) in enumerate(FORGED):
+            offset = layout.slots_offset(num & 0xffffffff)
+            total = layout.part_end(offset + slot * num + layout.SLACK)
+            for at, value in ((0, claimed - whole + total),
+                              (layout.field("item_size"), slot),
+                              (layout.field("item_num"), num),
+                              (layout.field("slots_offset"), offset),
+                              (layout.field("total_size"), total)):
+                attacker.word(where.start + at, value)
+            name = f"lie{number}"
+            planted.append(server.shm_path(name))
+            attacker.plant(planted[-1], where.start,
+                           total + size - whole if total < whole else size)
+            attacker.put(where.start, original)
+            if sm.attach(name, h="lie").ok:
+                attached.append((slot, num))
+                sm.run(op("grab", h="lie"), op("release", h="lie", i=0),
+                       op("get", h="lie", i=max(num, 1) - 1, len=min(slot, 1)),
+                       op("doall", h="lie", stop=SMALL))
+            sm.create(name, 24, SMALL, h="lie")
+    finally:
+        for path in planted:
+            os.unlink(path)
+    hostile.canary_check(server)
+    # What is all there is what its maker said it is: a child's own.
+    assert attached == [one for one in FORGED if one[0] * one[1] < 24 * SMALL]
+
+
 @sharedmem.only_posix("a key's number is not known before there is a file")
 def test_parent_makes_its_own_where_an_attacker_was_first(httpd, guarded):
     """The next generation's names can be foretold, and the run's identity is

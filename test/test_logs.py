@@ -30,6 +30,7 @@ import pytest
 import httpd as harness
 import layout
 import sharedmem
+from rundir import read_only_dev_shm
 
 LIFE = """
 SlotmemTestCreate kept 64 10 persist+pregrab
@@ -174,9 +175,7 @@ def test_numbers_of_refused_calls(httpd):
 # the first words that name the event, and the words that say what to do.
 
 def no_dev_shm(server):
-    server.wrapper = ["unshare", "-m", "sh", "-c",
-                      "mount -t tmpfs -o ro tmpfs /dev/shm && "
-                      'exec "$@"', "sh"]
+    server.wrapper = read_only_dev_shm()
 
 
 def file_cut_short(server):

@@ -113,3 +113,16 @@ def test_segment_is_listed_before_it_is_made(httpd):
     assert len(listed) >= 2
     for number, at in enumerate(sorted(made)):
         assert sum(one < at for one in listed) > number, calls
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+def test_list_that_cannot_be_begun_is_told(httpd):
+    """A disk that fails; the server starts, and says what that costs."""
+    server = httpd("Mutex sem\nPidFile ${ROOT}/logs/httpd.pid\n" + CONF,
+                   start=False, shm_size="8m")
+    faults = shim.Faults(server)
+    server.env["FAULTS_PREFIX"] = marker(server)
+    faults.arm(1, "EIO", "leader", "ftruncate")
+    server.expect_log("cannot write .*slotmem-shm.run: after a kill, state is")
+    server.start()
+    assert faults.disarm()

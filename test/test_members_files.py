@@ -292,6 +292,85 @@ def test_pregrab_segments_are_stored_as_ever(httpd, mpm):
     server.start()
 
 
+CLEARED = "SlotmemTestCreate seg 64 {} persist+clearinuse"
+
+
+def test_slots_that_a_consumer_put_or_got_while_it_configured_are_its_own(
+        httpd, mpm):
+    """Fails when a consumer that neither grabs nor searches, but uses slots by
+    number, finds them free after a restart."""
+    server = httpd(CLEARED.format(4), mpm=mpm, start=False)
+    server.at_stage("post_config", "fgrab h=seg i=1", "put h=seg i=1 data=61",
+                    "put h=seg i=2 data=62")
+    server.start()
+    for kind in RESTARTS.values():
+        server.at_stage("post_config", "get h=seg i=1 len=1",
+                        "put h=seg i=2 data=63")
+        kind(server)
+        assert server.stage("post_config")[-2].bytes == b"a"
+        slotmem = server.slotmem()
+        assert slotmem.get("seg", 2, 1).bytes == b"c"
+        assert sorted(slotmem.grab("seg").id for _ in range(2)) == [0, 3]
+        assert slotmem.release("seg", 0).ok and slotmem.release("seg", 3).ok
+
+
+def test_claims_of_a_kind_that_is_none_are_not_believed(httpd, mpm):
+    """Fails when a later version's note is taken for one of this version's:
+    the image counts, as if nobody had noted whose its slots are."""
+    server = httpd(CLEARED.format(4), mpm=mpm, start=False)
+    claim = "info h=seg", "dptr h=seg i=1", "fgrab h=seg i=1"
+    server.at_stage("post_config", *claim, "put h=seg i=1 data=61")
+    server.start()
+    assert server.slotmem().put("seg", 3, b"added").ok
+    server.stop()
+    path = server.persist_path("seg")
+    image, kinds = storedfile.split_trailer(storedfile.read(path))
+    assert kinds == bytes([0, 1, 0, 2])
+    trailer = storedfile.read(path)[len(image):]
+    kinds = bytes([0, 1, 0, 3])
+    digest = hashlib.md5(kinds + trailer[4:20]).digest()
+    storedfile.write(path, image + kinds + trailer[4:20] + digest
+                     + trailer[36:])
+    assert storedfile.split_trailer(storedfile.read(path))[1] == kinds
+    server.at_stage("post_config", *claim)
+    server.start()
+    slotmem = server.slotmem()
+    assert slotmem.get("seg", 1, 1).bytes == b"a"
+    assert slotmem.read("seg", 3, 5) == b"added"
+    assert sorted(slotmem.grab("seg").id for _ in range(2)) == [0, 2]
+
+
+def test_file_with_more_than_a_consumer_asks_for_is_kept(httpd, mpm):
+    """Fails when what a smaller configuration does not look at is lost for
+    good."""
+    server = httpd(CLEARED.format(6), mpm=mpm, start=False)
+    server.at_stage("post_config",
+                    *(f"fgrab h=seg i={i}" for i in range(6)),
+                    *(f"put h=seg i={i} data={0x61 + i:x}" for i in range(6)))
+    server.start()
+    server.stop()
+    whole = storedfile.read(server.persist_path("seg"))
+    server.conf = CLEARED.format(4)
+    server.at_stage("post_config", "fgrab h=seg i=0")
+    server.expect_log("AH02551: .*holds more slots than the configuration")
+    server.start()
+    assert storedfile.read(server.persist_path("seg") + ".rejected") == whole
+    assert server.slotmem().get("seg", 0, 1).bytes == b"a"
+
+
+def test_larger_file_of_which_nobody_noted_whose_the_slots_are(httpd):
+    """Fails when the stock module's file is cut to what fits."""
+    server = httpd(CLEARED.format(4), start=False)
+    path = server.persist_path("seg")
+    whole = storedfile.image(64, 6, "persist+clearinuse",
+                             {i: b"%d" % i for i in range(6)})
+    storedfile.write(path, whole)
+    server.expect_log("AH02551: .*does not fit the configuration of today")
+    server.start()
+    assert storedfile.read(path + ".rejected") == whole
+    assert server.slotmem().read("seg", 0, 256) == bytes(256)
+
+
 # ---------------------------------------------------------------------------
 # Names, and virtual hosts
 # ---------------------------------------------------------------------------

@@ -24,6 +24,8 @@ import subprocess
 
 import pytest
 
+import httpd as harness
+import shim
 from rundir import put, text_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0,
@@ -127,3 +129,68 @@ def test_semaphores_do_not_pile_up(httpd):
         server.graceful()
     server.restart()
     assert semaphores(server) == count
+
+
+@pytest.mark.parametrize("mechanism", ["fcntl", "flock"])
+def test_mutex_that_fails_refuses_a_child_and_no_more(httpd, mechanism):
+    """A file system without locks, under the directory of the mutex."""
+    server = httpd(f"Mutex {mechanism}:${{RUN}} slotmem-shm\n"
+                   "SlotmemTestCreate seg 64 10 persist+pregrab",
+                   mpm="prefork", start=False)
+    faults = shim.Faults(server)
+    server.start()
+    child = server.slotmem(server.children()[0])
+    faults.arm("1+", "ENOLCK", "any", "lock")
+    server.expect_log("No locks available: AH02300: create late: 64/4 failed")
+    assert not child.create("late", 64, 4).ok
+    assert not child.attach("late").ok
+    faults.disarm()
+    assert child.create("late", 64, 4).ok
+
+
+def test_children_that_cannot_open_the_mutex_go_on_without(httpd):
+    """No descriptor is left for its file, say."""
+    server = httpd("Mutex flock:${RUN} slotmem-shm\n"
+                   "SlotmemTestCreate seg 64 10 persist+pregrab",
+                   mpm="prefork", start=False)
+    faults = shim.Faults(server)
+    server.env["FAULTS_PREFIX"] = server.run_dir + "/slotmem-shm."
+    faults.arm("1+", "EMFILE", "helper", "open")
+    server.expect_log("slotmem_shm:crit.*cannot open the mutex")
+    server.allow_log("AH02334.*cannot store")       # nor can the helper open
+    server.start()
+    faults.pass_on()
+    child = server.slotmem(server.children()[0])
+    assert child.create("late", 64, 4, "pregrab").ok
+    assert child.grab("late").ok
+    put(server, b"text")
+    server.graceful()
+    assert text_of(server) == b"text"
+
+
+def test_segment_that_is_being_made_is_waited_for(httpd, needed):
+    """Without the mutex the second child may come while the first one is at
+    it: the object is there, and nothing in it yet."""
+    server = short_of_semaphores(httpd, needed, mpm="prefork", shm_size="8m",
+                                 children=2)
+    server.allow_log(r"slotmem_shm: .*mutex|AH00023.*slotmem-shm")
+    faults = shim.Faults(server)
+    server.start()
+    one, other = server.children()[:2]
+    for call in "ftruncate", "pwrite":
+        name = f"late-{call}"
+        faults.arm(1, "wait", "helper", call)
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            first = pool.submit(server.slotmem(one).create, name, 64, 4,
+                                "pregrab")
+            harness.wait_for(faults.counted, f"the first one at its {call}")
+            faults.arm(0, "none", "helper", "open")
+            second = pool.submit(server.slotmem(other).create, name, 64, 4,
+                                 "pregrab")
+            harness.wait_for(lambda: len(faults.counted()) > 3 or second.done(),
+                             "the second one to look again and again")
+            faults.go()
+            assert first.result().ok and second.result().ok
+        ids = [server.slotmem(pid).grab(name).id for pid in (one, other)]
+        assert ids == [0, 1], "not one segment"
+        faults.disarm()

@@ -255,20 +255,8 @@ def test_child_attaches_and_creates_beside_what_nobody_planted(httpd, kind):
 def watched(factory, conf, **more):
     """A server whose opens, mappings, signals and masks are watched."""
     server = factory(conf, start=False, **more)
-    log = os.path.join(server.root, "trespass")
-    with open(log, "w"):
-        pass
-    os.chmod(log, 0o666)
-    shim.preload(server, "trespass")
-    server.env["TRESPASS_LOG"] = log
-    server.start()
-    return server
-
-
-def trespasses(server, *kinds):
-    lines = read(server.env["TRESPASS_LOG"]).decode().splitlines()
-    return sorted({line for line in lines
-                   if not kinds or line.split()[0] in kinds})
+    shim.watch(server)
+    return server.start()
 
 
 def claims(size):
@@ -303,7 +291,7 @@ def test_parent_maps_no_more_than_there_is_whatever_an_object_claims(httpd):
         server.allow_log(KILLED)
         server.start()
         hostile.canary_check(server)
-    assert trespasses(server, "map") == []
+    assert shim.trespasses(server, "map") == []
 
 
 GEOMETRY = 16, 48           # from the header on: item_size to total_size
@@ -331,7 +319,7 @@ def test_child_maps_no_more_than_there_is_though_size_and_total_agree(httpd):
         assert other.attach(f"large{i}").num == num     # a positive control
         assert not other.attach(f"small{i}").ok
     hostile.canary_check(server)
-    assert trespasses(server, "map") == []
+    assert shim.trespasses(server, "map") == []
 
 
 def header_address(start):
@@ -483,6 +471,18 @@ def test_file_of_before_takes_the_place_of_a_damaged_one(httpd):
     assert not os.path.lexists(path + ".rejected")
 
 
+def test_empty_file_of_before_is_not_gone_back_to(httpd):
+    """It says that there was no file before, and is no state."""
+    server, path = damaged_with_one_of_before(httpd)
+    with open(path + ".before", "wb"):
+        pass
+    with open(path, "wb") as file:
+        file.write(b"damaged")
+    server.expect_log("AH02551: .*cut short or damaged")
+    server.start()
+    assert read(path + ".rejected") == b"damaged"
+
+
 @pytest.mark.parametrize("kind", sorted(FOREIGN_FILES))
 def test_what_lies_under_the_name_of_before_is_looked_at(httpd, kind):
     """It is believed no more than what lies under the file's own name."""
@@ -506,9 +506,15 @@ def test_removed_file_is_not_replaced_by_the_one_of_before(httpd):
     """Who removes the stored file wants to begin anew."""
     server, path = damaged_with_one_of_before(httpd)
     os.unlink(path)
+    # Not even before the helper flushes what a restart has left.
+    faults = shim.Faults(server)
+    server.env["FAULTS_PREFIX"] = path + ".before"
+    faults.arm(1, "wait", "helper")
     server.start()
     assert server.slotmem().info("abs").num_free == 5000
+    harness.wait_for(faults.counted, "the helper's look for it")
     assert not os.path.lexists(path + ".before")
+    faults.go()
 
 
 def test_stored_file_of_another_owner(httpd):
@@ -599,7 +605,7 @@ def test_every_open_is_careful(httpd, mpm):
     server.stop()
     server.start()
     server.graceful_stop()
-    assert trespasses(server) == []
+    assert shim.trespasses(server) == []
 
 
 # ---------------------------------------------------------------------------

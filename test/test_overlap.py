@@ -31,7 +31,7 @@ import pytest
 import httpd as harness
 import shim
 import storedfile
-from rundir import (ANOTHER, in_file, left_over, listens, marker, put,
+from rundir import (ANOTHER, helper_of, in_file, left_over, listens, marker, put,
                     relation, successor, text_of, wait_relation, wait_stored)
 
 CONF = """
@@ -333,3 +333,47 @@ def test_rolling_update_on_one_volume(httpd, mpm):
         os.unlink(os.path.join(second.shm_dir, name))
     second.start()
     assert text_of(second) == b"wednesday"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+def test_heir_that_cannot_read_the_list(httpd):
+    """It begins with what is in the files."""
+    first = httpd(CONF)
+    put(first, b"first")
+    wait_stored(first, b"first")
+    second = successor(httpd, first, "Mutex sem\n" + CONF, shm_size="8m",
+                       modules=["status"])
+    second.expect_log(ANOTHER)
+    faults = shim.Faults(second)
+    second.env["FAULTS_PREFIX"] = marker(second)
+    faults.arm(2, "EACCES", "leader", "open")
+    second.start()
+    assert len(faults.disarm()) >= 2
+    assert relation(second) == "heir"
+    assert text_of(second) == b"first"
+
+
+def test_owner_that_loses_its_directory_stores_there_no_more(httpd):
+    """Somebody has removed the marker, and another server was quicker to make
+    a new one: two owners would write one file in turn."""
+    first = httpd(CONF, start=False, modules=["status"])
+    shim.preload(first, "hurry")
+    first.start()
+    helper = harness.wait_for(lambda: helper_of(first), "a helper")
+    os.kill(first.pid, signal.SIGSTOP)
+    os.unlink(marker(first))
+    second = successor(httpd, first, CONF, modules=["status"])
+    second.start()
+    assert relation(second) == "owner"
+    first.expect_log(ANOTHER)
+    os.kill(first.pid, signal.SIGCONT)
+    wait_relation(first, "heir")
+    first.wait_gone([helper])
+    put(second, b"second")
+    wait_stored(second, b"second")
+    put(first, b"first")
+    first.graceful()
+    assert text_of(first) == b"first"
+    assert in_file(first) == b"second"
+    second.stop()
+    wait_stored(first, b"first")

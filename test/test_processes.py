@@ -31,6 +31,7 @@ import hostile
 import httpd as harness
 import sharedmem
 import shim
+from rundir import helper_of
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0,
                                 reason="numbers of processes are root's to choose")
@@ -71,17 +72,6 @@ def bystander(pid):
             os.waitpid(pid, 0)
 
 
-def helper_of(server):
-    """The checkpoint helper: the parent's child that serves no requests."""
-    serving = server.children()
-    for pid in server.processes():
-        stat = harness.process_stat(pid)
-        if pid not in serving and pid != server.pid and stat \
-                and stat[1] == server.pid:
-            return pid
-    return None
-
-
 def caught_helper(server, not_this=None):
     """The helper, halted at once, for it may be gone in a moment."""
     def catch():
@@ -111,8 +101,9 @@ def stolen_helper(factory, mpm, **more):
     helper = caught_helper(server)
     attacker = hostile.Attacker(server, server.children()[0])
     attacker.claim(helper)
+    server.expect_log(rf"slotmem_shm: checkpoint process {helper} ended .*"
+                      "nobody asked")
     server.allow_log(rf"AH0005[12].*child (process|pid) {helper} exit signal|"
-                     rf"slotmem_shm: .*process {helper}\b|"
                      "AH00488: |AH00291: |AH00166: ")   # it was the attacker's
     # As the kernel does when memory is short.
     os.kill(helper, signal.SIGKILL)
@@ -160,24 +151,39 @@ def test_checkpoints_go_on_after_the_helper_s_end_was_not_told(httpd, mpm):
 def test_only_its_own_children_are_signalled_by_the_parent(httpd, mpm):
     """The same as seen by the parent's calls: no number that is not its
     child's, whoever bears it."""
-    log = None
-
-    def factory(conf, **options):
-        nonlocal log
+    def watched(conf, **options):
         server = httpd(conf, **options)
-        log = os.path.join(server.root, "trespass")
-        with open(log, "w"):
-            pass
-        os.chmod(log, 0o666)
-        shim.preload(server, "trespass")
-        server.env["TRESPASS_LOG"] = log
+        shim.watch(server)
         return server
 
-    server, _ = stolen_helper(factory, mpm)
+    server, _ = stolen_helper(watched, mpm)
     server.graceful()
     server.stop()
-    with open(log) as file:
-        assert [line for line in file if line.startswith("kill ")] == []
+    assert shim.trespasses(server, "kill") == []
+
+
+@needs_root
+def test_without_proc_a_number_alone_has_to_do(httpd):
+    """A hardened system may hide it: when a process began is not known, and
+    nobody who lives is taken for dead."""
+    server = httpd("SlotmemTestCreate seg 4096 10 persist+pregrab",
+                   mpm="prefork", start=False)
+    faults = shim.Faults(server)
+    server.env["FAULTS_PREFIX"] = "/proc/"
+    faults.arm("1+", "EACCES", "any", "open")
+    server.start()
+    assert faults.counted()
+    one, other = server.children()[:2]
+    assert server.slotmem(one).fgrab("seg", 3).ok
+    for n in range(10):
+        assert server.slotmem(one).put("seg", 3, b"%d" % n * 4096).ok
+        assert server.slotmem(other).get("seg", 3, 4096).bytes \
+            == b"%d" % n * 4096
+    server.kill_child(one)
+    assert server.slotmem(other).put("seg", 3, b"x" * 4096).ok
+    server.kill_all()
+    server.start()
+    assert server.slotmem().get("seg", 3, 4096).bytes == b"x" * 4096
 
 
 # ---------------------------------------------------------------------------

@@ -111,6 +111,54 @@ def test_one_error_while_a_good_file_is_read(faulty, error, calls):
 
 
 @needs_root
+def test_one_error_while_a_larger_file_with_claims_is_read(httpd):
+    """It has more parts than others: whose the slots are, and what has no
+    room.  And it may need memory."""
+    conf = CONF + "SlotmemTestCreate claimed 8 NUM persist+clearinuse\n"
+    server = httpd(conf.replace("NUM", "90000"), start=False, shm_size="16m")
+    server.allow_log("AH00098|" + PIECES)
+    faults = shim.Faults(server)
+    claims = [harness.op_line("fgrab", h="claimed", i=1),
+              harness.op_line("put", h="claimed", i=1, data=b"kept")]
+    server.at_stage("post_config", *claims)
+    server.start()
+    server.stop()
+    good = storedfile.read(server.persist_path("claimed"))
+    server.conf = conf.replace("NUM", "70000")
+    server.at_stage("post_config", claims[0])
+    for calls, error in ("pread", "EIO"), ("malloc", "ENOMEM"):
+        n = 0
+        while True:
+            n += 1
+            faults.arm(n, error, calls=calls)
+            server.start()
+            done = len(faults.disarm()) < n
+            assert server.slotmem().read("claimed", 1, 4) == b"kept", \
+                f"{error} at {calls} {n}"
+            server.stop()
+            storedfile.write(server.persist_path("claimed"), good)
+            if done:
+                break
+        assert n > 3
+
+
+@needs_root
+def test_file_of_another_slot_size_that_cannot_be_read_now(faulty):
+    """Whether it is whole is not known then, so it is not put aside."""
+    server = faulty()
+    path = server.persist_path("seg")
+    good = storedfile.read(path)
+    server.conf = CONF.replace("seg 64", "seg 72")
+    server.env["FAULTS_PREFIX"] = path
+    server.faults.arm("3+", "EIO", "leader", "pread")
+    server.expect_log("AH02553: .*cannot be read")
+    server.start()
+    assert len(server.faults.disarm()) > 3
+    assert storedfile.read(path) == good
+    assert not os.path.exists(path + ".rejected")
+
+
+@needs_root
 @pytest.mark.parametrize("error, calls", [
     ("EMFILE", "open,openat"), ("EIO", "read,pread"),
     ("ENOMEM", "read,pread")])

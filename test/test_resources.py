@@ -32,6 +32,8 @@ import pytest
 
 import httpd as harness
 import sharedmem
+import shim
+from rundir import read_only_dev_shm
 
 # One MPM will do: what is tried here happens before children are forked, or
 # in a child of any kind.
@@ -70,13 +72,10 @@ def without_dev_shm(server):
     return ["unshare", "-m", "sh", "-c", script, "sh"]
 
 
-def read_only_dev_shm(server):
-    return ["unshare", "-m", "sh", "-c",
-            'mount -t tmpfs -o ro tmpfs /dev/shm && exec "$@"', "sh"]
-
-
 @sharedmem.only_posix("shared memory is not in /dev/shm here")
-@pytest.mark.parametrize("wrapper", [without_dev_shm, read_only_dev_shm])
+@pytest.mark.parametrize("wrapper", [without_dev_shm,
+                                     lambda server: read_only_dev_shm()],
+                         ids=["none", "read-only"])
 def test_server_starts_and_keeps_state_without_dev_shm(httpd, wrapper):
     """A container may have no /dev/shm, or none that can be written to."""
     server = httpd(SEG, mpm=MPM, start=False)
@@ -243,6 +242,64 @@ def test_no_memory_is_an_error_that_says_so(httpd):
     assert huge.rv == "APR_ENOMEM" and small.ok
     use(server)
     assert not sharedmem.exists(server.shm_path("huge"))
+
+
+def resident(pid, name, least):
+    """Bytes that are there of the mappings of that name and size."""
+    found = 0
+    with open(f"/proc/{pid}/smaps") as file:
+        for part in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", file.read()):
+            head = part.partition("\n")[0]
+            if name in head and int(re.search(r"(?m)^Size: +(\d+)",
+                                              part)[1]) * 1024 >= least:
+                found += int(re.search(r"(?m)^Rss: +(\d+)", part)[1]) * 1024
+    return found
+
+
+@sharedmem.only_posix("shared memory is not in /dev/shm here")
+def test_pages_of_memory_without_a_name_are_there_from_the_start(httpd):
+    """Else a machine that is short of memory kills a child at a write, long
+    after the start."""
+    server = httpd("SlotmemTestCreate seg 65536 256 0\n", mpm=MPM, start=False)
+    server.wrapper = without_dev_shm(server)
+    server.expect_log(NO_NAME)
+    server.start()
+    assert resident(server.pid, "/dev/zero", 16 << 20) >= 16 << 20
+
+
+@sharedmem.needs_root
+@sharedmem.only_posix("shared memory is not in /dev/shm here")
+@pytest.mark.parametrize("error, answer", [("ENOMEM", "APR_ENOMEM"),
+                                           ("EFAULT", "APR_ENOMEM"),
+                                           ("EINVAL", "APR_SUCCESS")])
+def test_pages_that_cannot_be_had(httpd, error, answer):
+    """Told at the start; but a kernel that does not know the call gives pages
+    when they are touched."""
+    server = httpd(SEG, mpm=MPM, strict=False, start=False, shm_size="64k")
+    faults = shim.Faults(server)
+    faults.arm("1", error, "leader", "populate")
+    server.expect_log(NO_NAME)
+    if answer != "APR_SUCCESS":
+        server.expect_log("AH02611: .*has not that much memory to give")
+        server.expect_log("AH02300: create seg: 1024/100 failed")
+    server.start()
+    assert faults.counted()
+    assert server.stage("post_config")[0].rv == answer
+    faults.disarm()
+
+
+@sharedmem.needs_root
+@sharedmem.only_posix("shared memory is not in /dev/shm here")
+def test_no_memory_to_begin_with(httpd):
+    server = httpd(SEG, mpm="prefork", start=False, shm_size="1m")
+    faults = shim.Faults(server)
+    faults.arm("1", "ENOMEM", "leader", "mmap")
+    server.expect_log("no memory to begin with")
+    server.allow_log("AH00013: Pre-configuration failed")
+    assert "no memory to begin with" in server.start(expect_failure=True)
+    faults.disarm()
+    server.start()
+    use(server)
 
 
 HUGE = [(1 << 62, 4), ((1 << 64) - 1, 1), ((1 << 64) - 1, (1 << 32) - 1),

@@ -17,6 +17,7 @@
 import hashlib
 import json
 import os
+import re
 import struct
 import subprocess
 
@@ -64,6 +65,9 @@ def test_a_whole_file(program, tmp_path):
     assert said == {"valid": True, "why": None, "since": "1970-01-02T00:00:00Z",
                     "item_size": SIZE, "item_num": NUM,
                     "type": storedfile.flags(TYPE), "used": 2}
+    with open(os.path.join(TOP, "README.md")) as file:
+        example = re.search(r'`(\{"valid".*?\})`', file.read())[1]
+    assert json.loads(example) == said
     done = run(program, path)
     assert done.returncode == 0
     assert "valid: yes\n" in done.stdout and "in use: 2\n" in done.stdout

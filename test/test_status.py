@@ -33,6 +33,8 @@ import pytest
 import httpd as harness
 import layout
 import sharedmem
+import shim
+from rundir import halt_helper
 
 BALANCER = """
 <Proxy balancer://app>
@@ -270,6 +272,44 @@ def test_store_time_is_told_and_believed_only_if_possible(httpd):
                               **{"from": at, "to": at + 8})
         assert page(server).row("kept")["Stored"] == "not yet"
         assert segment(auto(server), "kept")["Stored"] == "0"
+
+
+@pytest.mark.parametrize("hours, said", [(3, "3 h ago"), (72, "3 days ago")])
+def test_long_ago_is_told_in_hours_or_days(httpd, hours, said):
+    """As where a disk has failed since Friday."""
+    server = httpd(STORY, modules=["status"], start=False)
+    clock = shim.Clock(server)
+    server.start()
+    harness.wait_for(lambda: page(server).row("kept")["Stored"] != "not yet",
+                     "a checkpoint on the page", limit=CHECKPOINT_LIMIT)
+    halt_helper(server)
+    clock.step(hours * 3600)
+    assert page(server).row("kept")["Stored"] == said
+    clock.step(0)
+
+
+def test_says_that_storing_fails(httpd):
+    server = httpd(STORY, modules=["status"])
+    line = "Storing fails: state is in memory alone; the error log says why"
+    assert line not in page(server).lines
+    server.allow_log("AH02334.*cannot store")
+    path = server.persist_path("kept")
+    os.mkdir(path + ".checkpoint")
+    server.slotmem().grab("kept")
+    harness.wait_for(lambda: line in page(server).lines, "the page to say so")
+    os.rmdir(path + ".checkpoint")
+    harness.wait_for(lambda: line not in page(server).lines,
+                     "the page to say so no more")
+
+
+def test_memory_is_told_in_units_that_fit(httpd):
+    server = httpd("SlotmemTestCreate small 8 1 0\n"
+                   "SlotmemTestCreate middle 1024 64 0\n"
+                   "SlotmemTestCreate large 1048576 3 0", modules=["status"])
+    told = [page(server).row(name)["Memory"]
+            for name in ("small", "middle", "large")]
+    assert re.fullmatch(r"\d+ B", told[0])
+    assert told[1].endswith(" kB") and told[2] == "3.0 MB"
 
 
 NASTY = ['<script>alert(1)<script>', "\"quotes'&amp;", "two\nSlotmemUsed: 7",

@@ -31,6 +31,7 @@ import httpd as harness
 import sharedmem
 import storedfile
 from httpd import op_line
+from rundir import halt_helper
 from storedfile import Stored
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
@@ -290,6 +291,7 @@ def test_directory_in_the_way_is_logged_and_stops_nothing(httpd, suffix):
     server = httpd(ONE)
     path = server.persist_path("seg")
     harness.wait_for(lambda: os.path.exists(path), "the first store")
+    halt_helper(server)
     os.unlink(path)
     os.mkdir(path + suffix)
     storedfile.write(os.path.join(path + suffix, "file"), b"kept")
@@ -304,6 +306,8 @@ def test_directory_in_the_way_is_logged_and_stops_nothing(httpd, suffix):
             and not name.endswith("_0.shm")] == [], "but a key file"
     server.allow_log("AH02551")
     server.start()
+    # By the helper, whose new file is another.
+    harness.wait_for(lambda: os.path.isfile(path), "a store")
     server.stop()
 
 

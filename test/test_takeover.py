@@ -741,3 +741,33 @@ def test_checking_the_configuration_takes_nothing_over(httpd):
     server.allow_log("AH00098")
     server.start()
     check_taken(server, b"newest")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+def test_memory_that_cannot_be_stored_at_the_start_stays(httpd):
+    """The object of the killed run bears the name that the new one wants, and
+    is all there is of the state until a file holds it: the new one takes
+    another name."""
+    server = httpd("Mutex sem\nPidFile ${ROOT}/logs/httpd.pid\n"
+                   "SlotmemTestCreate seg 64 10 persist+pregrab",
+                   start=False, shm_size="8m")
+    faults = shim.Faults(server)
+    server.start()
+    rundir.put(server, b"newest")
+    server.kill_all()
+    old = os.listdir(server.shm_dir)
+    assert len(old) == 1
+    server.expect_log("AH02334.*cannot store")
+    faults.arm("1+", "EIO", "any", "rename")
+    server.start()
+    assert rundir.text_of(server) == b"newest"
+    named = [name for name in os.listdir(server.shm_dir) if name not in old]
+    assert len(named) == 1, "it has no name of its own"
+    # The helper fails, too, again and again: each time with another new file.
+    harness.wait_for(lambda: len(faults.counted()) >= 3, "three renames")
+    server.kill_all()
+    faults.disarm()
+    server.start()
+    assert rundir.text_of(server) == b"newest"
+    server.stop()
+    assert os.listdir(server.shm_dir) == []

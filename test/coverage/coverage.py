@@ -49,6 +49,10 @@ FOLDER = os.path.join(TOP, "build", "coverage")
 LIST = os.path.join(HERE, "uncovered.txt")
 MODULE = os.path.join(FOLDER, "mod_slotmem_shm.so")
 UNIT = os.path.join(TOP, "build", "unit", "coverage")
+PLATFORM = [os.path.join(TOP, "build", "unit", "platform-" + kind)
+            for kind in ("own", "sysv", "file")]
+COUNTERS = ("-fcoverage-mapping -fprofile-update=atomic -mllvm "
+            "-runtime-counter-relocation").split()
 WANTED = 95.0
 JOBS = os.environ.get("JOBS", "4")
 
@@ -75,10 +79,9 @@ def build(counters):
                                     text=True, stdout=subprocess.PIPE).stdout)
     command = [os.environ.get("CLANG", "clang"), "-w", "-shared", "-fPIC",
                *shlex.split(" ".join(flags)), "-std=gnu11", "-g", "-O1",
-               f"-I{TOP}/include", "-fcoverage-mapping",
+               f"-I{TOP}/include", *COUNTERS,
                f"-fprofile-instr-generate={counters}/%m%c.profraw",
-               "-fprofile-update=atomic", "-mllvm",
-               "-runtime-counter-relocation", "-o", MODULE,
+               "-o", MODULE,
                os.path.join(TOP, "mod_slotmem_shm.c")]
     subprocess.run(command, check=True)
 
@@ -116,8 +119,13 @@ def run_tests(tests):
 def run_unit_tests(counters):
     environment = dict(os.environ,
                        LLVM_PROFILE_FILE=f"{counters}/unit%m%c.profraw")
-    return subprocess.run(["bash", "test/unit/run.sh", "coverage"], cwd=TOP,
+    good = subprocess.run(["bash", "test/unit/run.sh", "coverage"], cwd=TOP,
                           env=environment).returncode == 0
+    environment["CC"] = os.environ.get("CLANG", "clang")
+    environment["CFLAGS"] = " ".join(["-w", "-fprofile-instr-generate",
+                                      *COUNTERS])
+    return subprocess.run(["bash", "test/unit/run-platform.sh"], cwd=TOP,
+                          env=environment).returncode == 0 and good
 
 
 # ---------------------------------------------------------------------------
@@ -141,7 +149,8 @@ def counts(counters):
                    check=True)
     binaries = [MODULE]
     if glob.glob(os.path.join(counters, "unit*.profraw")):
-        binaries += ["-object", UNIT]
+        for path in [UNIT, *PLATFORM]:
+            binaries += ["-object", path]
     text = subprocess.run(
         [tool("llvm-cov"), "export", "-format=lcov", *binaries,
          f"-instr-profile={merged}"], check=True, text=True,
@@ -190,7 +199,7 @@ def places(path):
             section = banner[1]
         # The name that stands before the first parenthesis of a line which
         # begins in the first column, or of the next where it was too long.
-        head = re.match(r"[A-Za-z].*?(\w+)\(", line)
+        head = re.match(r"(?=[A-Za-z])(?:.*?\W)?(\w+)\(", line)
         if head and not line.startswith(("#", "typedef")):
             function = head[1]
         found.append((section, function))
@@ -234,8 +243,9 @@ def uncovered(files):
         text, where = source(path), places(path)
         for number, count in sorted(one.lines.items()):
             stripped = text[number - 1].strip()
-            # What only closes a block or a call says nothing by itself.
-            if count == 0 and re.search(r"\w", stripped):
+            # What only closes a block or a call says nothing by itself, and
+            # the preprocessor's lines are none.
+            if count == 0 and re.match(r"[^#]*\w", stripped):
                 found.append((path, number,
                               f"{where[number - 1][1]}: {stripped}"))
     return found
@@ -249,10 +259,9 @@ def kept_list():
             if line.startswith("# "):
                 reason = line[2:] if after_key or not reason \
                     else f"{reason} {line[2:]}"
-                after_key = False
             elif line.strip():
                 kept[line.strip()] = reason
-                after_key = True
+            after_key = not line.startswith("# ")
     return kept
 
 

@@ -16,8 +16,8 @@
 
 /*
  * The slot locks of include/slotmem_locks.h, step by step: each inline bears the
- * name of the C function that it repeats, and each STEP is one access to
- * shared memory.  One stripe; its slots have two bytes each, written and read
+ * name of the C function that it repeats (without slotmem_), and each STEP is
+ * one access to shared memory.  One stripe; its slots have two bytes each, written and read
  * one at a time.  A process may die between any two steps, or stop for ever.
  *
  * What is checked, in every order of the steps:
@@ -31,6 +31,14 @@
  *             the word or the owner's death opens, so waiting for ever is an
  *             invalid end state; and no cycle of retries   (pan -DNP, -l)
  *   mended    when all has ended, each slot can be put whole and then read
+ *
+ * Compared with the header line by line: lock_mend, writing_torn, lock_wait,
+ * lock_take, lock_free, write_one, torn_get, torn_heal, read_once, read_one.
+ * `writing` is 0 where lock_free leaves slotmem_writing_done(): to mender and
+ * owner they are the same.  Not here: `reach` (a torn slot counts as torn to
+ * its end, so only a put of all of it heals); copies without a lock (snapshot,
+ * carry), which tell the "done" of one holder from that of the next; both are
+ * test/relacy's.  Spans: span.pml.
  *
  * Numbers.  A held word keeps only the lowest bit of the sequence, the least
  * that could do.  The time of day that lock_mend puts in its place is a
@@ -51,6 +59,7 @@
  *   SAME_SEQUENCE      the mender frees the lock with the old sequence
  *   NO_TORN_BIT        the mender marks nothing
  *   HEAL_BY_PART       a put of part of the slot clears the torn bit
+ *   HEALED_WITH_OTHERS a put of one slot says that none of the stripe is torn
  *   MARK_BEFORE_TAKE   the mender marks the slots, then frees the lock by a
  *                      compare-and-swap from the dead word
  *   CLEAR_BEFORE_FREE  the mender clears `writing` before it frees the lock
@@ -82,7 +91,7 @@
 #define SEQ(x)     ((x) & 1020)
 #define LOW(x)     ((x) & 4)
 #define OWNER(x)   ((x) >> 10)
-#define lock_word_mine(x) (((me) << 10) | LOW(x) | ((x) & TORN) | HELD)
+#define lock_mine(x) (((me) << 10) | LOW(x) | ((x) & TORN) | HELD)
 #define FRESH      (128 * mends)    /* no unlock counts up to the next */
 
 short lock = 0;
@@ -111,8 +120,8 @@ byte mutex = 255;
     :: atomic { stops > 0 -> stops--; stopped[me] = true; goto halted } \
     fi
 
-inline torn_range(slots) {
-    /* torn_set is one atomic access a slot; nobody can tell them apart */
+inline writing_torn(slots) {
+    /* torn_set is one access a slot; nobody can tell them apart */
     STEP(torn = torn | (slots))
 }
 
@@ -127,7 +136,7 @@ inline lock_mend() {
     :: was == seen ->
        STEP(noted = writing);
        if
-       :: noted -> torn_range(1 << (noted - 1))
+       :: noted -> writing_torn(1 << (noted - 1))
        :: else
        fi;
        STEP(
@@ -143,7 +152,7 @@ inline lock_mend() {
 #else
     STEP(
         if
-        :: lock == seen -> lock = lock_word_mine(seen); mine = true
+        :: lock == seen -> lock = lock_mine(seen); mine = true
         :: else -> mine = false
         fi
     );
@@ -152,7 +161,7 @@ inline lock_mend() {
        STEP(noted = writing);
 #ifndef NO_TORN_BIT
        if
-       :: noted -> torn_range(1 << (noted - 1))
+       :: noted -> writing_torn(1 << (noted - 1))
        :: else
        fi;
 #endif
@@ -190,7 +199,7 @@ inline lock_wait() {
 }
 
 /* Into `was`; `timeup` if it cannot be had. */
-inline slot_lock(slots) {
+inline lock_take(slots) {
     STEP(seen = lock);
     do
     :: seen & HELD ->
@@ -206,7 +215,7 @@ inline slot_lock(slots) {
            :: lock == seen ->
               was = seen;
               before = SEQ(seen);
-              lock = lock_word_mine(seen);
+              lock = lock_mine(seen);
               mine = true
            :: else -> seen = lock
            fi
@@ -226,7 +235,7 @@ inline slot_lock(slots) {
     mine = false
 }
 
-inline slot_unlock() {
+inline lock_free() {
 #ifdef UNLOCK_THEN_CLEAR
     STEP(lock = SEQ(was) + STEP_SEQ | (was & TORN); commit());
     STEP(writing = 0);
@@ -253,13 +262,35 @@ inline commit() {
     put_part = false; put_whole = false
 }
 
-/* slot_write of the whole slot, or of its first byte. */
-inline slot_write(whole) {
+/* The other slots of the stripe are looked at in one step: who holds the lock
+ * alone changes them. */
+inline torn_heal() {
+    STEP(healed = (torn >> slot) & 1);
+    if
+    :: healed ->
+       STEP(torn = torn & ~(1 << slot));
+       STEP(
+           if
+#ifdef HEALED_WITH_OTHERS
+           :: true -> was = was & ~TORN
+#else
+           :: torn == 0 -> was = was & ~TORN
+           :: else
+#endif
+           fi
+       )
+    :: else
+    fi;
+    healed = false
+}
+
+/* write_one of the whole slot, or of its first byte. */
+inline write_one(whole) {
     atomic { version++; value = version }
 #ifdef BYTES_FIRST
     STEP(data[2 * slot] = value);
 #endif
-    slot_lock(slot + 1);
+    lock_take(slot + 1);
     if
     :: timeup
     :: else ->
@@ -282,17 +313,17 @@ inline slot_write(whole) {
        fi;
 #ifdef HEAL_BY_PART
        if
-       :: (was & TORN) -> STEP(torn = torn & ~(1 << slot))
+       :: (was & TORN) -> torn_heal()
 #else
        if
-       :: (whole) && (was & TORN) -> STEP(torn = torn & ~(1 << slot))
+       :: (whole) && (was & TORN) -> torn_heal()
 #endif
        :: else
        fi;
 #ifdef UNLOCK_EARLY
        STEP(writing = 0)
 #else
-       slot_unlock()
+       lock_free()
 #endif
     fi
 }
@@ -317,7 +348,7 @@ inline torn_get() {
     STEP(refused = (torn >> slot) & 1; assert(!refused || (broken >> slot) & 1))
 }
 
-inline slot_read_once() {
+inline read_once() {
 #ifdef READ_EARLY
     STEP(a0 = data[2 * slot]);
 #endif
@@ -352,12 +383,12 @@ inline slot_read_once() {
     fi
 }
 
-inline slot_read() {
+inline read_one() {
     tries = READ_TRIES;
     do
     :: tries > 0 ->
        tries--;
-       slot_read_once();
+       read_once();
        if
        :: ok || refused -> break
        :: else
@@ -371,7 +402,7 @@ inline slot_read() {
        :: else
        fi
     :: else ->
-       slot_lock(0);
+       lock_take(0);
        if
        :: timeup -> break
        :: else
@@ -387,37 +418,38 @@ inline slot_read() {
           STEP(a1 = data[2 * slot + 1]; compare());
           ok = true
        fi;
-       slot_unlock();
+       lock_free();
        break
     od;
     atomic { tries = 0; seen = 0; a0 = 0; a1 = 0 }
 }
 
 /* Puts and gets of any slot; the judge, when all have ended, gets, puts and
- * gets the first. */
+ * gets each. */
 proctype process(byte me; bool judge) {
     short seen, was;
     byte slot, value, noted, tries, a0, a1;
-    bool mine, gone, timeup, ok, refused, put_part, put_whole;
-    byte calls = (judge -> 3 : OPS);
+    bool mine, gone, timeup, ok, refused, healed, put_part, put_whole;
+    byte calls = (judge -> 3 * SLOTS : OPS);
 
     do
     :: calls > 0 ->
        atomic {
            calls--;
            if
-           :: slot = 0
-           :: SLOTS > 1 && !judge -> slot = SLOTS - 1
+           :: judge -> slot = calls / 3
+           :: !judge -> slot = 0
+           :: !judge && SLOTS > 1 -> slot = SLOTS - 1
            fi
        }
        if
-       :: !judge || calls == 1 -> slot_write(true)
-       :: !judge -> slot_write(false)
-       :: !judge || calls != 1 -> slot_read()
+       :: !judge || calls % 3 == 1 -> write_one(true)
+       :: !judge -> write_one(false)
+       :: !judge || calls % 3 != 1 -> read_one()
        fi;
        atomic {
            assert(!timeup || STOPS > 0);
-           assert(!judge || calls > 0 || timeup || ok);
+           assert(!judge || calls % 3 > 0 || timeup || ok);
            value = 0; ok = false; refused = false; timeup = false; slot = 0
        };
 progress_called: skip

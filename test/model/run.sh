@@ -42,10 +42,10 @@ holds safety table -DNP=2 -DLEVELS=3 -DSLOTS=8 -DOPS=1 -DONE_START=1
 holds safety table -DNP=3 -DSLOTS=3 -DOPS=1 -DONE_START=1
 holds progress table -DNP=2 -DSLOTS=3 -DONE_START=1
 holds safety lock -DNP=2
-holds safety lock -DNP=2 -DSTOPS=1 -DDEATHS=1 -DONLY_WHOLE
-holds safety lock -DNP=2 -DSLOTS=2 -DDEATHS=1 -DONLY_WHOLE
-holds safety lock -DNP=3 -DOPS=1 -DONLY_WHOLE
-holds progress lock -DNP=2 -DDEATHS=1 -DONLY_WHOLE
+holds safety lock -DNP=2 -DSTOPS=1 -DDEATHS=1
+holds safety lock -DNP=2 -DSLOTS=2 -DDEATHS=1
+holds safety lock -DNP=3 -DOPS=1
+holds progress lock -DNP=2 -DDEATHS=1
 holds safety span -DNP=2
 holds safety span -DNP=3 -DOPS=1 -DDEATHS=1
 holds progress span -DNP=2 -DOPS=1
@@ -67,6 +67,7 @@ caught safety lock -DNO_SECOND_LOOK
 caught safety lock -DSAME_SEQUENCE -DNP=3 -DOPS=1
 caught safety lock -DNO_TORN_BIT
 caught safety lock -DHEAL_BY_PART
+caught safety lock -DHEALED_WITH_OTHERS -DSLOTS=2
 caught safety lock -DMARK_BEFORE_TAKE -DNP=3 -DOPS=1
 caught safety lock -DCLEAR_BEFORE_FREE
 caught safety lock -DUNDER_A_MUTEX

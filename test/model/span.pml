@@ -15,14 +15,22 @@
  */
 
 /*
- * A put or get that runs over several slots (span_write and span_read of
+ * A put or get that runs over several slots (write_span and read_span of
  * include/slotmem_locks.h), beside puts of single slots.  Two stripes of one slot
  * each, a byte a slot; lock.pml has the steps of one lock in full, so here a
  * lock's word has no sequence, and nobody reads without it.
  *
+ * Compared with the header line by line: span_take, span_note, span_free (the
+ * two lock_free in ascending order), write_span, read_span; of one lock only
+ * what a span needs: lock_take, lock_free, lock_mend, write_one.  The word has
+ * no torn bit: whether a slot is torn is always looked up.  Not here: a span
+ * that gives up because an owner lives and does not move on, and frees what it
+ * had; two slots of a span in one stripe.  Both are test/relacy's and
+ * test/unit's.
+ *
  * What is checked: no two of them wait for each other (invalid end state); a
- * span_read returns what the last completed puts left, in all of its slots
- * (assert in span_read); a slot is refused only if its writer died when it had
+ * read_span returns what the last completed puts left, in all of its slots
+ * (assert in read_span); a slot is refused only if its writer died when it had
  * every stripe, since before that it wrote nothing; whoever died, in the end
  * all can be put and read.
  *
@@ -84,7 +92,7 @@ inline lock_mend(i) {
     fi
 }
 
-inline slot_lock(i, note) {
+inline lock_take(i, note) {
     do
     :: STEP(
            if
@@ -107,7 +115,7 @@ inline slot_lock(i, note) {
     STEP(writing[i] = note)
 }
 
-inline slot_unlock(i) {
+inline lock_free(i) {
     STEP(writing[i] = false;
          if
          :: putting[i] -> good[i] = value; broken[i] = false
@@ -123,21 +131,21 @@ inline slot_unlock(i) {
 #define NOTE(b) false
 #endif
 
-inline span_lock(b) {
+inline span_take(b) {
 #ifdef ANY_ORDER
     if
-    :: me == 0 -> slot_lock(1, NOTE(b)); slot_lock(0, NOTE(b))
-    :: else -> slot_lock(0, NOTE(b)); slot_lock(1, NOTE(b))
+    :: me == 0 -> lock_take(1, NOTE(b)); lock_take(0, NOTE(b))
+    :: else -> lock_take(0, NOTE(b)); lock_take(1, NOTE(b))
     fi
 #else
-    slot_lock(0, NOTE(b));
-    slot_lock(1, NOTE(b))
+    lock_take(0, NOTE(b));
+    lock_take(1, NOTE(b))
 #endif
 }
 
-inline span_write() {
+inline write_span() {
     atomic { version++; value = version }
-    span_lock(true);
+    span_take(true);
     atomic { putting[0] = true; putting[1] = true }
 #ifndef NOTE_WHILE_LOCKING
     STEP(writing[0] = true);                                  /* span_note */
@@ -155,24 +163,24 @@ inline span_write() {
     :: torn[1] -> STEP(torn[1] = false)
     :: else
     fi;
-    slot_unlock(0);
-    slot_unlock(1)
+    lock_free(0);
+    lock_free(1)
 }
 
-inline slot_write(i) {
+inline write_one(i) {
     atomic { version++; value = version }
-    slot_lock(i, true);
+    lock_take(i, true);
     putting[i] = true;
     STEP(data[i] = value);
     if
     :: torn[i] -> STEP(torn[i] = false)
     :: else
     fi;
-    slot_unlock(i)
+    lock_free(i)
 }
 
-inline span_read() {
-    span_lock(false);
+inline read_span() {
+    span_take(false);
     STEP(refused = torn[0]; assert(!refused || broken[0]));
     if
     :: !refused -> STEP(refused = torn[1]; assert(!refused || broken[1]))
@@ -184,8 +192,8 @@ inline span_read() {
        STEP(assert(data[1] == good[1]))
     :: else
     fi;
-    slot_unlock(0);
-    slot_unlock(1)
+    lock_free(0);
+    lock_free(1)
 }
 
 /* Any of the three; the judge, when all have ended, reads, writes, reads. */
@@ -199,9 +207,9 @@ proctype process(byte me; bool judge) {
     :: calls > 0 ->
        calls--;
        if
-       :: !judge || calls == 1 -> span_write()
-       :: !judge -> slot_write(1)
-       :: !judge || calls != 1 -> span_read()
+       :: !judge || calls == 1 -> write_span()
+       :: !judge -> write_one(1)
+       :: !judge || calls != 1 -> read_span()
        fi;
        atomic {
            assert(!judge || calls > 0 || !refused);

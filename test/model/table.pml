@@ -39,6 +39,13 @@
  * no other order matters here: the other accesses are retried, or are single
  * read-modify-writes of one word, whose order all processes agree on.
  *
+ * Compared with the header, access by access: table_grab and what it calls
+ * (walk, leaf_take, mend, hint_full, hint_clear), and table_release.  Left out:
+ * fgrab, used, leaf and count, which are single accesses to a leaf;
+ * hint_all, which runs before anybody else knows the segment; the bound on the
+ * turns of grab, and its pauses.  A compare-and-swap that fails is one step with
+ * the load after it here: in between nothing is decided.
+ *
  * Mutations (run.sh shows that each is caught):
  *   LOOK_BEFORE_SET    hint_full looks at the word before it sets the hint
  *   NO_SECOND_LOOK     hint_full does not look again
@@ -240,10 +247,13 @@ inline table_grab() {
            n++
         :: else -> break
         od;
-        n = 0
+        n = 0;
+        w = 0
     }
+    leaf_take();
     do
-    :: true ->
+    :: mine != NONE -> break
+    :: else ->
        table_walk();
        if
        :: rv == AGAIN -> goto again

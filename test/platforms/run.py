@@ -318,7 +318,8 @@ def unit(system, prefix):
     """The platform's own unit tests: (passed, failed, skipped)."""
     status, output = inside(
         system, "sh", "-c", "cd /src && bash test/unit/run-platform.sh "
-        "> /dev/null 2>&1; exec \"$@\" build/unit/platform", "sh", *prefix,
+        "own > /dev/null 2>&1; exec \"$@\" build/unit/platform-own", "sh",
+        *prefix,
         log=system.root + f".{system.name}.unit.log", seconds=600)
     passed = len(re.findall(r"\[ +OK \]", output))
     skipped = len(re.findall(r"\[  SKIPPED \] test_\w+$", output, re.M)) // 2

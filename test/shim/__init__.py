@@ -12,14 +12,13 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The preloaded libraries: faults.c and clock.c, armed by a test; hurry.c."""
+"""The preloaded libraries: faults.c and clock.c, armed by a test; trespass.c,
+which watches; hurry.c."""
 
 import contextlib
 import hashlib
 import os
-import re
 import subprocess
-import tempfile
 
 import httpd as harness
 
@@ -49,34 +48,21 @@ def preload(server, name):
     server.env["LD_PRELOAD"] = f"{others} {library(name)}".strip()
 
 
-# What the module waits for between two checkpoints, and what share of the
-# machine it is content with: its own names, and what they are in tests.
-HURRIED = {"CHECKPOINT_PAUSE": "300000", "CHECKPOINT_EARLY": "0",
-           "CHECKPOINT_SHARE": "0", "CHECKPOINT_BYTES_SEC": "1000000000"}
+def watch(server):
+    """Has trespass.c note what the server, not started yet, must not do."""
+    log = os.path.join(server.root, "trespass")
+    with open(log, "w"):
+        os.chmod(log, 0o666)
+    preload(server, "trespass")
+    server.env["TRESPASS_LOG"] = log
 
 
-def hurried_module():
-    """The module with 0.3 s between two checkpoints, whatever they cost.
-
-    Its server needs hurry.c, too.  A module that was built elsewhere
-    (SLOTMEM_MODULE) is what it is, and slower.
-    """
-    if "SLOTMEM_MODULE" in os.environ:
-        return harness.our_module()
-    with open(os.path.join(harness.TOP, "mod_slotmem_shm.c")) as file:
-        text = file.read()
-    end = "#define CHECKPOINT_CODE "        # which stands behind all of them
-    assert text.count(end) == 1
-    for name, value in HURRIED.items():
-        assert re.search(rf"(?m)^#define {name}\b", text), name
-        text = text.replace(end, f"#undef {name}\n#define {name} {value}\n"
-                                 + end)
-    with tempfile.TemporaryDirectory() as folder:
-        source = os.path.join(folder, "mod_slotmem_shm_hurried.c")
-        with open(source, "w") as file:
-            file.write(text)
-        return harness.build_module(source, f"-I{harness.TOP}/include",
-                                    "-Wc,-std=gnu11")
+def trespasses(server, *kinds):
+    """What it noted, of those kinds or of all."""
+    with open(server.env["TRESPASS_LOG"]) as file:
+        lines = file.read().splitlines()
+    return sorted({line for line in lines
+                   if not kinds or line.split()[0] in kinds})
 
 
 class Faults:
@@ -99,6 +85,8 @@ class Faults:
     def arm(self, at, action, who="leader", calls="*"):
         """at: a number, or such as "1+" for that operation and all after."""
         self.disarm()
+        with open(self.file + ".log", "w"):
+            os.chmod(self.file + ".log", 0o666)     # children write it, too
         with open(self.file + ".tmp", "w") as file:
             file.write(f"{at} {action} {who} {calls} {os.urandom(4).hex()}")
         os.rename(self.file + ".tmp", self.file)
@@ -131,19 +119,38 @@ class Faults:
 
 
 class Clock:
-    """Another wall clock, and time that passes faster for root's processes.
+    """Other clocks than the system's, and how long helpers have asked to wait.
 
     The server must not have been started yet.
     """
 
-    def __init__(self, server, speed=1):
+    def __init__(self, server):
         self.file = os.path.join(server.root, "clock")
-        self.speed = speed
+        self.waits_file = self.file + ".waits"
+        self._wall = self._flush = 0
         preload(server, "clock")
-        server.env.update(CLOCK_FILE=self.file, CLOCK_SPEED=str(speed))
+        server.env.update(CLOCK_FILE=self.file, CLOCK_WAITS=self.waits_file)
+
+    def _write(self):
+        with open(self.file + ".tmp", "w") as file:
+            file.write(f"{self._wall} {self._flush}")
+        os.rename(self.file + ".tmp", self.file)
 
     def step(self, seconds):
         """From now on the wall clock is that much ahead (or behind)."""
-        with open(self.file + ".tmp", "w") as file:
-            file.write(str(seconds))
-        os.rename(self.file + ".tmp", self.file)
+        self._wall = seconds
+        self._write()
+
+    def slow_flushes(self, seconds):
+        """From now on each flush of a helper's takes that long, by its own
+        clocks alone."""
+        self._flush = seconds
+        self._write()
+
+    def waits(self):
+        """Milliseconds that helpers have asked poll() to wait, in order."""
+        try:
+            with open(self.waits_file) as file:
+                return [int(line) for line in file.read().splitlines()]
+        except FileNotFoundError:
+            return []

@@ -17,13 +17,15 @@
 /*
  * A preloaded library with other clocks.
  *
- *     LD_PRELOAD=clock.so CLOCK_FILE=/path CLOCK_SPEED=N
+ *     LD_PRELOAD=clock.so CLOCK_FILE=/path CLOCK_WAITS=/path
  *
- * CLOCK_FILE   holds a number of seconds, as text, by which the wall clock is
- *              off; what is written there takes effect at once
- * CLOCK_SPEED  for root's processes, which are httpd's parent and its helpers,
- *              but not the children that serve: every clock goes N times as
- *              fast, and every wait takes an N-th
+ * CLOCK_FILE   holds two numbers of seconds, as text: by how much the wall
+ *              clock is off, and how long each flush of a helper's takes, by
+ *              its own clocks; what is written there takes effect at once
+ * CLOCK_WAITS  gets a line for each poll() of a helper's that has a limit: how
+ *              many milliseconds it asks for
+ *
+ * A helper is a process of root's that does not lead the session.
  */
 
 #define _GNU_SOURCE
@@ -31,16 +33,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/select.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
-
-#define GIGA 1000000000LL
 
 static void *real(const char *name)
 {
@@ -54,30 +53,31 @@ static void *real(const char *name)
 
 #define REAL(name) ((__typeof__(&name))real(#name))
 
-static long long speed(void)
-{
-    const char *text = getenv("CLOCK_SPEED");
-    long long factor = text ? atoll(text) : 1;
+/* By how many seconds flushes have put this process's clocks forward. */
+static _Atomic long flushed;
 
-    return factor > 1 && syscall(SYS_geteuid) == 0 ? factor : 1;
+static int is_helper(void)
+{
+    return getpid() != getsid(0) && geteuid() == 0;
 }
 
-static long long offset(void)
+static void numbers(long *wall, long *flush)
 {
     const char *path = getenv("CLOCK_FILE");
-    char text[32] = "";
+    char text[64] = "";
     int saved = errno;
     long fd =
         path ? syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC) : -1;
 
+    *wall = *flush = 0;
     if (fd >= 0) {
-        if (syscall(SYS_read, fd, text, sizeof text - 1) < 0) {
+        if (syscall(SYS_read, fd, text, sizeof text - 1) < 0
+            || sscanf(text, "%ld %ld", wall, flush) != 2) {
             abort();
         }
         syscall(SYS_close, fd);
     }
     errno = saved;
-    return atoll(text);
 }
 
 static int is_wall(clockid_t id)
@@ -85,7 +85,7 @@ static int is_wall(clockid_t id)
     return id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE;
 }
 
-static int is_scaled(clockid_t id)
+static int passes(clockid_t id)
 {
     return is_wall(id) || id == CLOCK_MONOTONIC || id == CLOCK_MONOTONIC_RAW
            || id == CLOCK_MONOTONIC_COARSE || id == CLOCK_BOOTTIME;
@@ -93,26 +93,13 @@ static int is_scaled(clockid_t id)
 
 int clock_gettime(clockid_t id, struct timespec *now)
 {
-    /* When the first process of the test began to look. */
-    static struct timespec first[CLOCK_BOOTTIME + 1];
-    long long factor = speed(), passed;
+    long wall, flush;
 
     if (syscall(SYS_clock_gettime, id, now) != 0) {
         return -1;
     }
-    if (is_scaled(id) && factor > 1) {
-        if (first[id].tv_sec == 0) {
-            first[id] = *now;
-        }
-        passed = (now->tv_sec - first[id].tv_sec) * GIGA
-                 + (now->tv_nsec - first[id].tv_nsec);
-        passed = passed * factor + first[id].tv_nsec;
-        now->tv_sec = first[id].tv_sec + passed / GIGA;
-        now->tv_nsec = passed % GIGA;
-    }
-    if (is_wall(id)) {
-        now->tv_sec += offset();
-    }
+    numbers(&wall, &flush);
+    now->tv_sec += (is_wall(id) ? wall : 0) + (passes(id) ? flushed : 0);
     return 0;
 }
 
@@ -138,85 +125,54 @@ time_t time(time_t *where)
     return now.tv_sec;
 }
 
-/* -- waits: never shorter than a millisecond, unless asked for */
+/* -- flushes */
 
-static struct timespec shorter(const struct timespec *wait)
+static void flush(void)
 {
-    long long factor = speed();
-    long long ns = wait->tv_sec * GIGA + wait->tv_nsec;
-    struct timespec result;
+    long wall, seconds;
 
-    if (factor > 1 && ns > 1000000) {
-        ns = ns / factor > 1000000 ? ns / factor : 1000000;
+    if (is_helper()) {
+        numbers(&wall, &seconds);
+        flushed += seconds;
     }
-    result.tv_sec = ns / GIGA;
-    result.tv_nsec = ns % GIGA;
-    return result;
 }
 
-int nanosleep(const struct timespec *wait, struct timespec *left)
+int fsync(int fd)
 {
-    struct timespec part = shorter(wait);
-
-    return REAL(nanosleep)(&part, left);
+    flush();
+    return REAL(fsync)(fd);
 }
 
-int clock_nanosleep(clockid_t id, int flags, const struct timespec *wait,
-                    struct timespec *left)
+int syncfs(int fd)
 {
-    struct timespec part = flags ? *wait : shorter(wait);
-
-    return REAL(clock_nanosleep)(id, flags, &part, left);
+    flush();
+    return REAL(syncfs)(fd);
 }
 
-int usleep(useconds_t us)
+/* -- waits */
+
+static void note_wait(int wait)
 {
-    struct timespec wait = { us / 1000000, us % 1000000 * 1000 };
+    const char *path = getenv("CLOCK_WAITS");
+    int saved = errno, len;
+    char line[32];
+    long fd;
 
-    return nanosleep(&wait, NULL);
-}
-
-unsigned int sleep(unsigned int seconds)
-{
-    struct timespec wait = { seconds, 0 };
-
-    nanosleep(&wait, NULL);
-    return 0;
-}
-
-int select(int count, fd_set *restrict in, fd_set *restrict out,
-           fd_set *restrict other, struct timeval *restrict wait)
-{
-    struct timespec part;
-    struct timeval shortened;
-
-    if (wait) {
-        part.tv_sec = wait->tv_sec;
-        part.tv_nsec = wait->tv_usec * 1000;
-        part = shorter(&part);
-        shortened.tv_sec = part.tv_sec;
-        shortened.tv_usec = part.tv_nsec / 1000;
+    if (!path || wait < 0 || !is_helper()) {
+        return;
     }
-    return REAL(select)(count, in, out, other, wait ? &shortened : NULL);
+    fd = syscall(SYS_openat, AT_FDCWD, path,
+                 O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+    len = snprintf(line, sizeof line, "%d\n", wait);
+    if (fd < 0 || syscall(SYS_write, fd, line, len) != len) {
+        abort();
+    }
+    syscall(SYS_close, fd);
+    errno = saved;
 }
 
 int poll(struct pollfd *set, nfds_t count, int wait)
 {
-    long long factor = speed();
-
-    if (wait > 1 && factor > 1) {
-        wait = wait / factor > 1 ? (int)(wait / factor) : 1;
-    }
+    note_wait(wait);
     return REAL(poll)(set, count, wait);
-}
-
-int sigtimedwait(const sigset_t *restrict set, siginfo_t *restrict info,
-                 const struct timespec *restrict wait)
-{
-    struct timespec part;
-
-    if (wait) {
-        part = shorter(wait);
-    }
-    return REAL(sigtimedwait)(set, info, wait ? &part : NULL);
 }

@@ -28,7 +28,7 @@
  * N       the operation that goes wrong; N+: every one from the N-th on;
  *         0: none, they are only logged
  * ACTION  a name of an errno (EIO ENOSPC EINTR EACCES EMFILE EAGAIN ENOMEM
- *         ENOLCK EROFS), or
+ *         EINVAL EFAULT ENOLCK EROFS), or
  *         short  half of a read or write is done
  *         kill   the process dies before the operation
  *         torn   it dies after half of a write
@@ -39,8 +39,10 @@
  * WHO     leader: the leader of the session, httpd's parent under test
  *         helper: any other process of it
  *         any: both, each counted by itself
- * CALLS   * or a comma-separated list of calls that count; fork, syncfs and
- *         lock (fcntl's and flock's, also those that only ask) must be named
+ * CALLS   * or a comma-separated list of calls that count.  These must be
+ *         named: fork, syncfs, lock (fcntl's and flock's, also those that only
+ *         ask), mmap (what is shared), populate (of madvise), and malloc
+ *         (calloc and realloc too) of 64 KiB or more
  *
  * Each operation is appended to FAULTS_FILE.log as "N call path".
  */
@@ -82,8 +84,9 @@ static int *dirty_number;
 
 __attribute__((constructor)) static void dirty_begin(void)
 {
-    dirty = mmap(NULL, (DIRTY_MAX + 1) * sizeof(*dirty), PROT_READ | PROT_WRITE,
-                 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    dirty = (struct dirty *)syscall(
+        SYS_mmap, NULL, (DIRTY_MAX + 1) * sizeof(*dirty),
+        PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (dirty == MAP_FAILED) {
         abort();
     }
@@ -262,6 +265,7 @@ static int act(const char *file, const char *action)
         { "EIO", EIO },       { "ENOSPC", ENOSPC }, { "EINTR", EINTR },
         { "EACCES", EACCES }, { "EMFILE", EMFILE }, { "EAGAIN", EAGAIN },
         { "ENOMEM", ENOMEM }, { "ENOLCK", ENOLCK }, { "EROFS", EROFS },
+        { "EINVAL", EINVAL }, { "EFAULT", EFAULT },
     };
     size_t i;
 
@@ -408,22 +412,83 @@ static int is_named(const char *call)
     return named;
 }
 
-/* It is on no path. */
-pid_t fork(void)
+/* What is on no path. */
+static int judge_nowhere(const char *call)
 {
     char path[PATH_LEN];
     const char *prefix = getenv("FAULTS_PREFIX");
     int saved = errno, verdict = GO_ON;
 
-    if (prefix && is_named("fork")) {
+    if (prefix && is_named(call)) {
         snprintf(path, sizeof path, "%.*s", (int)strcspn(prefix, ":"), prefix);
-        verdict = judge("fork", path);
+        verdict = judge(call, path);
     }
-    if (verdict == FAIL) {
+    if (verdict != FAIL) {
+        errno = saved;
+    }
+    return verdict;
+}
+
+pid_t fork(void)
+{
+    return judge_nowhere("fork") == FAIL ? -1 : REAL(fork)();
+}
+
+/* -- memory */
+
+#define MMAP(name, type)                                                       \
+    void *name(void *at, size_t len, int prot, int flags, int fd, type off)    \
+    {                                                                          \
+        char path[PATH_LEN];                                                   \
+        int verdict = GO_ON;                                                   \
+        if (flags & MAP_SHARED) {                                              \
+            verdict = flags & MAP_ANONYMOUS ? judge_nowhere("mmap")            \
+                      : is_named("mmap")    ? judge("mmap", path_of(fd, path)) \
+                                            : GO_ON;                              \
+        }                                                                      \
+        return verdict == FAIL                                                 \
+                   ? MAP_FAILED                                                \
+                   : (void *)syscall(SYS_mmap, at, len, prot, flags, fd, off); \
+    }
+
+MMAP(mmap, off_t)
+MMAP(mmap64, off64_t)
+
+int madvise(void *at, size_t len, int advice)
+{
+#ifdef MADV_POPULATE_WRITE
+    if (advice == MADV_POPULATE_WRITE && judge_nowhere("populate") == FAIL) {
         return -1;
     }
-    errno = saved;
-    return REAL(fork)();
+#endif
+    return (int)syscall(SYS_madvise, at, len, advice);
+}
+
+/* glibc's own, since dlsym() allocates. */
+extern void *__libc_malloc(size_t len);
+extern void *__libc_calloc(size_t count, size_t len);
+extern void *__libc_realloc(void *old, size_t len);
+
+#define MUCH 65536
+
+void *malloc(size_t len)
+{
+    return len >= MUCH && judge_nowhere("malloc") == FAIL ? NULL
+                                                          : __libc_malloc(len);
+}
+
+void *calloc(size_t count, size_t len)
+{
+    return count && len >= MUCH / count && judge_nowhere("malloc") == FAIL
+               ? NULL
+               : __libc_calloc(count, len);
+}
+
+void *realloc(void *old, size_t len)
+{
+    return len >= MUCH && judge_nowhere("malloc") == FAIL
+               ? NULL
+               : __libc_realloc(old, len);
 }
 
 int rename(const char *from, const char *to)

@@ -14,8 +14,8 @@
  * limitations under the License.
  */
 
-/* The marker's text and the helper's pace, which are headers that know no
- * server.  Part of unit.c. */
+/* The marker's text, the helper's pace, the guard, memory and images: headers
+ * that know no server.  Part of unit.c. */
 
 static marker_line_t marker_found[8];
 static char marker_names[8][300];
@@ -206,8 +206,233 @@ static void test_pace_of_checkpoints(void **state)
     assert_true(written / 65536 + 320 >= now / second);
 }
 
+/* ------------------------------------------------------------------------
+ * Memory that is not there
+ */
+
+static _Atomic int guard_inside, guard_caught;
+static char *guard_hole;
+
+static apr_status_t guard_touch(void *ctx)
+{
+    return ctx ? *(volatile char *)guard_hole : APR_SUCCESS;
+}
+
+static apr_status_t guard_hold(void *ctx)
+{
+    (void)ctx;
+    for (guard_inside = 1; guard_inside;) {
+        apr_sleep(1000);
+    }
+    return APR_SUCCESS;
+}
+
+static void guard_count(int signum)
+{
+    (void)signum;
+    guard_caught++;
+}
+
+static void *guard_other(void *ctx)
+{
+    while (!guard_inside) {
+        apr_sleep(1000);
+    }
+    (void)guard_touch(ctx);
+    return NULL;
+}
+
+static void guard_with_other(void *ctx)
+{
+    pthread_t id;
+
+    pthread_create(&id, NULL, guard_other, ctx);
+    (void)guarded(guard_hold, NULL);
+}
+
+/* Who asked gets an error, and the handlers of before are back, whether or not
+ * anything was wrong: a crash of the parent is httpd's to tell. */
+static void test_guard(void **state)
+{
+    static const int signals[] = { SIGBUS, SIGSEGV };
+    struct sigaction mine, old[2], now;
+    int i, turn, status;
+    pid_t pid;
+
+    (void)state;
+    guard_hole =
+        mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_ptr_not_equal(guard_hole, MAP_FAILED);
+    memset(&mine, 0, sizeof(mine));
+    mine.sa_handler = guard_count;
+    for (i = 0; i < 2; i++) {
+        sigaction(signals[i], &mine, &old[i]);
+    }
+    for (turn = 0; turn < 4; turn++) {
+        assert_int_equal(guarded(guard_touch, turn % 2 ? guard_hole : NULL),
+                         turn % 2 ? APR_ENOMEM : APR_SUCCESS);
+        for (i = 0; i < 2; i++) {
+            sigaction(signals[i], NULL, &now);
+            assert_ptr_equal(now.sa_handler, guard_count);
+        }
+    }
+    assert_int_equal(guard_caught, 0);
+
+    /* Another thread's fault goes where it would have gone. */
+    for (i = 0; i < 2; i++) {
+        signal(signals[i], SIG_DFL);
+    }
+    pid = child_start(guard_with_other, guard_hole);
+    status = child_reap(pid);
+    assert_true(WIFSIGNALED(status));
+    assert_int_equal(WTERMSIG(status), SIGSEGV);
+    for (i = 0; i < 2; i++) {
+        sigaction(signals[i], &old[i], NULL);
+    }
+    munmap(guard_hole, 4096);
+}
+
+#define HALF_KEY "/tmp/slotmem-unit-half"
+
+static void half_mapped(void *data)
+{
+    int *result = data;
+    const struct rlimit none = { 0, RLIM_INFINITY };
+    const struct rlimit all = { RLIM_INFINITY, RLIM_INFINITY };
+    memory_t m;
+
+    setrlimit(RLIMIT_AS, &none);
+    result[0] = memory_make_named(&m, 65536, HALF_KEY);
+    setrlimit(RLIMIT_AS, &all);
+    result[1] = memory_make_named(&m, 65536, HALF_KEY);
+}
+
+/* Memory that can be made and not mapped leaves the name free. */
+static void test_memory_that_cannot_be_mapped(void **state)
+{
+    int *result = mmap(NULL, 4096, PROT_READ | PROT_WRITE,
+                       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+    (void)state;
+    assert_ptr_not_equal(result, MAP_FAILED);
+    assert_int_equal(child_reap(child_start(half_mapped, result)), 0);
+    object_remove(HALF_KEY);
+    assert_int_equal(result[0], ENOMEM);
+    assert_int_equal(result[1], 0);
+    munmap(result, 4096);
+}
+
+/* Memory without a name is had when it is made, where the system can tell: a
+ * machine that has none says so then, and not by a signal at a write. */
+static void test_memory_is_had_when_it_is_made(void **state)
+{
+#ifdef MADV_POPULATE_WRITE
+    const apr_size_t page = (apr_size_t)sysconf(_SC_PAGESIZE), len = 64 * page;
+    unsigned char there[80];
+    apr_size_t i, pages;
+    apr_pool_t *p;
+    memory_t m;
+    char *start;
+
+    apr_pool_create(&p, pool);
+    assert_int_equal(memory_make_anonymous(&m, len, p), APR_SUCCESS);
+    assert_true((apr_uintptr_t)m.base % SLOTMEM_SHM_ALIGN == 0);
+    start = (char *)((apr_uintptr_t)m.base & ~(page - 1));
+    if (madvise(start, page, MADV_POPULATE_WRITE) == 0) {
+        pages = (apr_size_t)((char *)m.base + len - start + page - 1) / page;
+        assert_int_equal(mincore(start, pages * page, there), 0);
+        for (i = 0; i < pages; i++) {
+            assert_true(there[i] & 1);
+        }
+    }
+    memory_unmap(&m);
+    assert_null(m.base);
+    apr_pool_destroy(p);
+#endif
+    (void)state;
+}
+
+/* ------------------------------------------------------------------------
+ * The image of a segment
+ */
+
+/* Children change the table while it is stored: the file has the count, the
+ * table and the kinds of one moment. */
+static void test_image_of_one_moment(void **state)
+{
+    static unsigned char buffers[2 * SINK_SIZE];
+    ap_slotmem_instance_t *s = segment_new(4, 130, AP_SLOTMEM_TYPE_PERSIST);
+    unsigned char file[8 + 130 * 5 + 32], stamp[APR_MD5_DIGESTSIZE],
+        again[APR_MD5_DIGESTSIZE];
+    char name[] = "/tmp/slotmem-unit-XXXXXX";
+    apr_off_t start = 0;
+    apr_size_t len = sizeof(file);
+    unsigned int id, free_slots;
+    apr_file_t *f;
+    image_t image;
+    sink_t sink;
+
+    (void)state;
+    memset(&sink, 0, sizeof(sink));
+    sink.buffer = buffers;
+    sink.other = buffers + SINK_SIZE;
+    assert_int_equal(apr_file_mktemp(&f, name, 0, pool), APR_SUCCESS);
+    for (id = 0; id < 100; id++) {
+        slotmem_table_fgrab(&s->table, id);
+    }
+    assert_int_equal(segment_image(&image, s, &sink), APR_SUCCESS);
+    for (id = 0; id < 130; id++) {
+        if (id < 90) {
+            slotmem_table_release(&s->table, id);
+        }
+        else {
+            slotmem_table_fgrab(&s->table, id);
+        }
+    }
+    assert_int_equal(image_write(&image, f, stamp), APR_SUCCESS);
+    assert_true(image_bears(&image, stamp));
+    apr_file_seek(f, APR_SET, &start);
+    assert_int_equal(apr_file_read_full(f, file, sizeof(file), &len),
+                     APR_SUCCESS);
+    assert_int_equal(len, slotmem_shm_file_size(4, 130));
+    memcpy(&free_slots, file, sizeof(free_slots));
+    assert_int_equal(free_slots, 30);
+    for (id = 0; id < 130; id++) {
+        assert_int_equal(file[8 + 130 * 4 + id], id < 100);
+    }
+
+    /* It is in that file; not with another length, nor another byte. */
+    apr_file_seek(f, APR_SET, &start);
+    assert_true(image_is_in(&image, f, sizeof(file), again));
+    assert_memory_equal(again, stamp, sizeof(stamp));
+    apr_file_seek(f, APR_SET, &start);
+    assert_false(image_is_in(&image, f, sizeof(file) + 1, again));
+    s->slots[129 * 4 + 3] = 1;
+    start = 0;
+    apr_file_seek(f, APR_SET, &start);
+    assert_false(image_is_in(&image, f, sizeof(file), again));
+    assert_false(image_bears(&image, stamp));
+    image_end(&image);
+
+    /* And the table of now is another image. */
+    s->slots[129 * 4 + 3] = 0;
+    assert_int_equal(segment_image(&image, s, &sink), APR_SUCCESS);
+    assert_false(image_bears(&image, stamp));
+    start = 0;
+    apr_file_seek(f, APR_SET, &start);
+    assert_false(image_is_in(&image, f, sizeof(file), again));
+    image_end(&image);
+    apr_file_close(f);
+    unlink(name);
+    segment_free(s);
+}
+
 #define HEADER_TESTS                                                           \
     cmocka_unit_test(test_marker_reads_as_it_was_written),                     \
         cmocka_unit_test(test_marker_lines_that_are_none),                     \
         cmocka_unit_test(test_claims_that_are_none),                           \
-        cmocka_unit_test(test_pace_of_checkpoints)
+        cmocka_unit_test(test_pace_of_checkpoints),                            \
+        cmocka_unit_test(test_guard),                                          \
+        cmocka_unit_test(test_memory_that_cannot_be_mapped),                   \
+        cmocka_unit_test(test_memory_is_had_when_it_is_made),                  \
+        cmocka_unit_test(test_image_of_one_moment)

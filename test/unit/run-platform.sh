@@ -15,16 +15,31 @@
 # limitations under the License.
 
 # Builds and runs platform_tests.c: it needs APR and cmocka, and no httpd.
-# CC has the compiler, APR_CONFIG names another apr-1-config.
+#
+#     run-platform.sh [KIND ...]
+#
+# KIND is own (the shared memory that APR makes here), sysv or file (as an APR
+# makes it that is built for that, other_shm.h); all of them without any.
+# CC has the compiler, CFLAGS more for it, APR_CONFIG names another
+# apr-1-config.
 set -eu
 top=$(cd "$(dirname "$0")/../.." && pwd)
 apr=${APR_CONFIG:-apr-1-config}
 out=$top/build/unit
 mkdir -p "$out"
-# shellcheck disable=SC2046,SC2086  # words
-${CC:-cc} -std=gnu11 -O2 -g -Wall -Wextra -Wshadow -Wconversion -Werror \
-    -Wno-unused-function $($apr --cppflags) $($apr --includes) \
-    -I"$top/include" -o "$out/platform" "$top/test/unit/platform_tests.c" \
-    $($apr --link-ld) -lcmocka
-echo "unit: platform"
-exec "$out/platform"
+[ $# -gt 0 ] || set -- own sysv file
+for kind in "$@"; do
+    case $kind in
+    own) other= ;;
+    sysv) other="-DOTHER_SHM_SYSV -include $top/test/unit/other_shm.h" ;;
+    file) other="-include $top/test/unit/other_shm.h" ;;
+    *) echo "run-platform.sh: no kind $kind" >&2; exit 2 ;;
+    esac
+    # shellcheck disable=SC2046,SC2086  # words
+    ${CC:-cc} -std=gnu11 -O2 -g -Wall -Wextra -Wshadow -Wconversion -Werror \
+        -Wno-unused-function $($apr --cppflags) $($apr --includes) \
+        ${CFLAGS:-} $other -I"$top/include" -o "$out/platform-$kind" \
+        "$top/test/unit/platform_tests.c" $($apr --link-ld) -lcmocka
+    echo "unit: platform $kind"
+    "$out/platform-$kind"
+done

@@ -76,7 +76,7 @@ for name in ${builds:-plain thread address valgrind}; do
             'test_no_hint_*' 'test_no_word_*' 'test_no_lock_word_*' \
             'test_lock_word_*' 'test_put_and_get' 'test_doall_*' \
             'test_a_put_*' 'test_mending_*' 'test_whether_*' 'test_marker_*' \
-            'test_claims_*' 'test_pace_*'; do
+            'test_claims_*' 'test_pace_*' 'test_search_*'; do
             valgrind --quiet --error-exitcode=67 --child-silent-after-fork=yes \
                 "$out/$name" "$tests"
         done

@@ -155,10 +155,8 @@ static void *counter_thread(void *data)
         unsigned int id, used = slotmem_table_count(&h->s->table);
 
         wrong_if(h, used > h->s->layout.item_num);
-        for (id = slotmem_table_next_used(&h->s->table, 0);
-             id < h->s->layout.item_num;
-             id = slotmem_table_next_used(&h->s->table, id + 1)) {
-            h->done++;
+        for (id = 0; id < h->s->layout.item_num; id++) {
+            h->done += (apr_uint64_t)slotmem_table_used(&h->s->table, id);
         }
         h->done++;
     } while (!hammer_over);
@@ -274,6 +272,26 @@ static void test_the_hammer_sees_two_owners(void **state)
     segment_free(s);
 }
 
+/* While some free slots hold what somebody may still look for, others go
+ * first, the lowest first, and then those. */
+static void test_grab_gives_what_holds_nothing_first(void **state)
+{
+    static const unsigned int expected[] = { 1, 3, 4, 0, 2 };
+    ap_slotmem_instance_t *s = segment_new(8, 5, PREGRAB);
+    unsigned int id, i;
+
+    (void)state;
+    s->prefer_zero = 1;
+    s->slots[7] = 1;
+    s->slots[2 * 8] = 1;
+    for (i = 0; i < 5; i++) {
+        assert_int_equal(slotmem_grab(s, &id), APR_SUCCESS);
+        assert_int_equal(id, expected[i]);
+    }
+    assert_int_equal(slotmem_grab(s, &id), APR_EINVAL);
+    segment_free(s);
+}
+
 /* ------------------------------------------------------------------------
  * Hints that the dead left wrong
  */
@@ -310,8 +328,9 @@ static void test_no_hint_hides_a_free_slot_for_good(void **state)
             assert_int_equal(slotmem_num_free_slots(s), 1);
             assert_int_equal(slotmem_grab(s, &id), APR_SUCCESS);
             assert_int_equal(id, places[j]);
-            /* And the way to it is open again. */
-            for (k = 1; k < s->table.levels; k++) {
+            /* And the way to it is open again; to the first leaf there is
+             * none, and its hints are right, since it is full. */
+            for (k = 1; k < s->table.levels && places[j] >= 64; k++) {
                 id /= 64;
                 assert_false(s->table.level[k][id / 64] & slotmem_bit(id));
             }
@@ -486,7 +505,9 @@ static void *victim_thread(void *data)
         slotmem_table_fgrab(&h->s->table,
                             (unsigned int)random_next(&h->random) % num);
         wrong_if(h, slotmem_table_count(&h->s->table) > num);
-        wrong_if(h, slotmem_table_next_used(&h->s->table, id % num) > num);
+        wrong_if(h, (slotmem_table_leaf(&h->s->table, (num - 1) / 64)
+                     & slotmem_table_pad(&h->s->table, 0, (num - 1) / 64))
+                        != 0);
         h->done++;
     } while (!hammer_over);
     return NULL;
@@ -566,7 +587,8 @@ static void test_doall_calls_back_into_the_provider(void **state)
 }
 
 #define TABLE_TESTS                                                            \
-    cmocka_unit_test(test_grab_gives_the_lowest_slot),                         \
+    cmocka_unit_test(test_grab_gives_what_holds_nothing_first),                \
+        cmocka_unit_test(test_grab_gives_the_lowest_slot),                     \
         cmocka_unit_test(test_no_slots_at_all),                                \
         cmocka_unit_test(test_threads_never_share_a_slot),                     \
         cmocka_unit_test(test_threads_never_share_a_slot_at_the_brim),         \

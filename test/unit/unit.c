@@ -246,6 +246,7 @@ static void wait_for_state(pid_t pid, char state)
 #include "lock_tests.c"
 #include "mutex_tests.c"
 #include "header_tests.c"
+#include "search_tests.c"
 
 static int unit_start(void **state)
 {
@@ -277,11 +278,8 @@ static int unit_end(void **state)
 int main(int argc, char **argv)
 {
     static const struct CMUnitTest tests[] = {
-        LAYOUT_TESTS,
-        TABLE_TESTS,
-        LOCK_TESTS,
-        MUTEX_TESTS,
-        HEADER_TESTS,
+        LAYOUT_TESTS, TABLE_TESTS,  LOCK_TESTS,
+        MUTEX_TESTS,  HEADER_TESTS, SEARCH_TESTS,
     };
 
     if (argc > 1) {
