@@ -1152,7 +1152,7 @@ static inline void platform_sweep_keys(const char *dir,
     DIR *d = opendir(dir);
     struct dirent *entry;
     char key[PATH_MAX];
-    platform_object_t o;
+    platform_object_t o = { 0 }; /* for gcc 10, which warns */
 
     while (d && (entry = readdir(d)) != NULL) {
         enum platform_bearer bears;
