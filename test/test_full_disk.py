@@ -277,6 +277,7 @@ def test_room_that_comes_back_before_the_stop(on_disk, ends):
     """The stop stores it all, though nothing has changed since it failed."""
     server = on_disk().start()
     server.expect_log(CANNOT_STORE)
+    server.allow_nameless()
     server.disk.fill()
     put_all(server, b"monday")
     server.graceful()
