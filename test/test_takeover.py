@@ -529,7 +529,9 @@ def test_memory_that_does_not_fit_is_not_believed(httpd, what):
     assert int.from_bytes(data[at:at + 8], sys.byteorder) == MAGIC
     assert data.count(b"stored") == 1
     data = data.replace(b"stored", b"forged")
-    name, value = {"identity": ("run", b"x"), "magic": ("magic", b"x"),
+    run = layout.field("run")
+    name, value = {"identity": ("run", bytes([data[run] ^ 1])),
+                   "magic": ("magic", b"x"),
                    "version": ("version", b"\7"), "type": ("type", b"\1"),
                    "size": ("item_size", b"\x41"),
                    "number": ("item_num", b"\xff"),

@@ -151,7 +151,69 @@ check_musl() {
     else
         row FAILED 'functions that musl lacks' "$(echo "$missing" | tr '\n' ' ')"
     fi
+    musl_unit
     row 'not tried' 'an httpd on musl' 'Debian has none'
+}
+
+# The unit tests, on an APR and a cmocka that musl-gcc has built; of apr-util
+# only the three files that the module calls.
+musl_unit() {
+    local package archive name
+    for package in apr apr-util cmocka; do
+        archive=$(test/intree/source.sh "$package" build/source) || {
+            row 'not tried' 'unit tests on musl' "no source of $package"
+            return
+        }
+        rm -rf "$work/musl/$package"
+        mkdir -p "$work/musl/$package"
+        tar -xf "$archive" -C "$work/musl/$package" --strip-components=1
+    done
+    if ! quietly "$work/musl/build.log" musl_build; then
+        row FAILED 'unit tests, built by musl-gcc'
+        return
+    fi
+    for name in platform unit; do
+        if quietly "$work/musl/$name.log" env UNIT_KILLS=40 "$work/musl/$name"
+        then
+            row passed "unit tests on musl: $name" \
+                "$(sed -n 's/^\[  PASSED  \] //p' "$work/musl/$name.log")"
+        else
+            row FAILED "unit tests on musl: $name"
+        fi
+    done
+}
+
+musl_build() {
+    local dir=$work/musl
+    (cd "$dir/apr" &&
+        CC=musl-gcc ./configure -q --disable-shared --enable-static &&
+        make -s -j"$jobs") || return 1
+    mkdir -p "$dir/include"
+    printf '#define HAVE_ICONV_H 1\n#define ICONV_INBUF_TYPE char **\n' \
+        > "$dir/include/apu_config.h"
+    musl-gcc -w -O2 -I"$dir/include" -I"$dir/apr/include" \
+        -I"$dir/apr-util/include" -I"$dir/apr-util/include/private" \
+        -I"$dir/cmocka/include" -DHAVE_INTTYPES_H -DHAVE_SIGNAL_H \
+        -DHAVE_STRINGS_H -DHAVE_UNISTD_H -D_GNU_SOURCE \
+        -idirafter "$("$apxs" -q INCLUDEDIR)" \
+        -idirafter "$(apr-1-config --includedir)" -c \
+        "$dir/apr-util/crypto/apr_md5.c" "$dir/apr-util/xlate/xlate.c" \
+        "$dir/apr-util/hooks/apr_hooks.c" "$dir/cmocka/src/cmocka.c" &&
+        mv apr_md5.o xlate.o apr_hooks.o cmocka.o "$dir" || return 1
+    musl_link platform test/unit/platform_tests.c &&
+        musl_link unit test/unit/unit.c
+}
+
+# Debian's headers come last: its apr.h is for another C library.
+musl_link() {
+    local dir=$work/musl
+    # shellcheck disable=SC2086 # words
+    musl-gcc -std=gnu11 -O2 -g -Wall -Wextra -Werror -Wno-unused-function \
+        -D_GNU_SOURCE -DLINUX -D_REENTRANT -I"$dir/cmocka/include" \
+        -I"$dir/apr/include" -I"$dir/apr-util/include" -Iinclude -I. \
+        -idirafter "$("$apxs" -q INCLUDEDIR)" \
+        -idirafter "$(apr-1-config --includedir)" -o "$dir/$1" "$2" \
+        "$dir"/*.o "$dir/apr/.libs/libapr-1.a" -pthread
 }
 
 # -- the branches for systems other than Linux --

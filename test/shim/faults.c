@@ -82,22 +82,38 @@ static struct dirty {
 static int *dirty_number;
 #define dirty_count (*dirty_number)
 
-__attribute__((constructor)) static void dirty_begin(void)
-{
-    dirty = (struct dirty *)syscall(
-        SYS_mmap, NULL, (DIRTY_MAX + 1) * sizeof(*dirty),
-        PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (dirty == MAP_FAILED) {
-        abort();
-    }
-    dirty_number = (int *)&dirty[DIRTY_MAX];
-}
-
 /* The system's own calls, past every wrapper. */
 
 static int raw_open(const char *path, int flags)
 {
     return (int)syscall(SYS_openat, AT_FDCWD, path, flags, 0600);
+}
+
+/* i386 and s390x have a SYS_mmap that takes its arguments in memory. */
+static void *raw_mmap(void *at, size_t len, int prot, int flags, int fd,
+                      off64_t off)
+{
+#ifdef SYS_mmap2
+    return (void *)syscall(SYS_mmap2, at, len, prot, flags, fd,
+                           (long)(off / 4096));
+#elif defined(__s390x__)
+    long words[] = { (long)at, (long)len, prot, flags, fd, off };
+
+    return (void *)syscall(SYS_mmap, words);
+#else
+    return (void *)syscall(SYS_mmap, at, len, prot, flags, fd, off);
+#endif
+}
+
+__attribute__((constructor)) static void dirty_begin(void)
+{
+    dirty = (struct dirty *)raw_mmap(NULL, (DIRTY_MAX + 1) * sizeof(*dirty),
+                                     PROT_READ | PROT_WRITE,
+                                     MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (dirty == MAP_FAILED) {
+        abort();
+    }
+    dirty_number = (int *)&dirty[DIRTY_MAX];
 }
 
 static void die(void)
@@ -446,9 +462,8 @@ pid_t fork(void)
                       : is_named("mmap")    ? judge("mmap", path_of(fd, path)) \
                                             : GO_ON;                              \
         }                                                                      \
-        return verdict == FAIL                                                 \
-                   ? MAP_FAILED                                                \
-                   : (void *)syscall(SYS_mmap, at, len, prot, flags, fd, off); \
+        return verdict == FAIL ? MAP_FAILED                                    \
+                               : raw_mmap(at, len, prot, flags, fd, off);      \
     }
 
 MMAP(mmap, off_t)
