@@ -32,6 +32,9 @@ test is not there, or if the test that caught it fails without the fault, too.
     MUTANT_LIMIT  seconds that one command may take; more is a hang, which
                   counts as caught (900)
 
+A fault may remove what others have in shared memory.  As root, all of this
+goes on in namespaces of its own, with a /dev/shm of its own.
+
 Ends with status 1 if one survived, or on an error.
 """
 
@@ -144,8 +147,8 @@ def command_of(test):
             "-q", "-x", *words]
 
 
-def passes(tree, test):
-    """Whether a test passes; Broken if it is none."""
+def passes(tree, test, tell=False):
+    """Whether a test passes, and told why not; Broken if it is none."""
     status, output = tree.run(command_of(test))
     kind = test.split()[0]
     if kind == "unit" and "Running 0 test(s)" in output \
@@ -155,6 +158,8 @@ def passes(tree, test):
             and not re.search(r"\b\d+ passed", output):
         raise Broken(f"nothing passed, nothing failed: {test}\n"
                      + output[-1000:])
+    if tell and status != 0:
+        print(output[-4000:], file=sys.stderr)
     return status == 0
 
 
@@ -186,7 +191,7 @@ class Plain:
     def passes(self, test):
         with self._lock:
             if test not in self._known:
-                self._known[test] = passes(self._tree, test)
+                self._known[test] = passes(self._tree, test, tell=True)
             return self._known[test]
 
 
@@ -227,8 +232,24 @@ def try_all(folder, mutants, say):
         return dict(zip(mutants, pool.map(work, mutants)))
 
 
+def alone():
+    """Goes on in namespaces of its own, if that can be had."""
+    private = ["unshare", "--mount", "--ipc", "--"]
+    inside = "mount -t tmpfs -o mode=1777 slotmem-mutants /dev/shm"
+    if "MUTANTS_ALONE" not in os.environ and subprocess.run(
+            [*private, "sh", "-c", inside], check=False,
+            stderr=subprocess.DEVNULL).returncode == 0:
+        os.environ["MUTANTS_ALONE"] = "yes"
+        os.execvp(private[0], [*private, "sh", "-c", inside + ' && exec "$@"',
+                               "sh", sys.executable, "-B", *sys.argv])
+    if "MUTANTS_ALONE" not in os.environ:
+        print("mutants: no namespaces here; have nothing beside this that"
+              " needs its shared memory")
+
+
 def main():
     mutants = chosen()
+    alone()
     with tempfile.TemporaryDirectory(prefix="slotmem-mutants-",
                                      dir="/tmp") as folder:
         os.chmod(folder, 0o755)
