@@ -115,7 +115,30 @@ def test_child_that_crashes_fails(server):
     server.wait_gone([child])
     harness.wait_for(lambda: server.log_lines("AH0005[12]"),
                      "the parent to notice")
-    close_fails(server, "Segmentation fault")
+    close_fails(server, f"crash of {child} by signal 11: ")
+
+
+MPM_CALLS = ("libapr-1.so.0:apr_os_sock_get < mod_mpm_event.so:? < "
+             "mod_mpm_event.so:? < apache2:ap_run_mpm < apache2:main")
+
+
+@pytest.mark.parametrize("calls, may", [
+    (MPM_CALLS, True),
+    ("mod_slotmem_shm.so:? < " + MPM_CALLS, False),
+    ("libapr-1.so.0:apr_os_sock_get < mod_slotmem_shm.so:? < " + MPM_CALLS,
+     False),
+    (MPM_CALLS.replace("mod_mpm_event.so:? < apache2", "x.so:? < apache2"),
+     False)])
+def test_crash_is_the_mpm_s_only_where_its_calls_say_so(server, calls, may):
+    """The one that event is known for, when connections end as it does."""
+    with open(server.stderr_path, "a") as log:
+        log.write(f"crash of 77 by signal 11: {calls}\n"
+                  "[Mon Jan 05 00:00:00 2026] [core:notice] [pid 1:tid 1] "
+                  "AH00052: child pid 77 exit signal Segmentation fault (11)\n")
+    if may:
+        server.close()
+    else:
+        close_fails(server, re.escape(calls))
 
 
 def test_parent_that_crashes_fails(server):
