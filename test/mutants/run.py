@@ -32,8 +32,8 @@ test is not there, or if the test that caught it fails without the fault, too.
     MUTANT_LIMIT  seconds that one command may take; more is a hang, which
                   counts as caught (900)
 
-A fault may remove what others have in shared memory.  As root, all of this
-goes on in namespaces of its own, with a /dev/shm of its own.
+A fault may remove what others have in shared memory: as root, each command
+has namespaces, and with them a /dev/shm, of its own.
 
 Ends with status 1 if one survived, or on an error.
 """
@@ -59,6 +59,14 @@ LIMIT = float(os.environ.get("MUTANT_LIMIT", "900"))
 # Of the tree, what a copy does without.
 LEFT_OUT = shutil.ignore_patterns(".git", "build", ".libs", "__pycache__",
                                   "mutants", "*.lo", "*.la", "*.slo", "*.o")
+PRIVATE = ["unshare", "--mount", "--ipc", "--", "sh", "-c",
+           "mount -t tmpfs -o mode=1777 slotmem-mutants /dev/shm && exec "
+           '"$@"', "sh"]
+if subprocess.run([*PRIVATE, "true"], check=False,
+                  stderr=subprocess.DEVNULL).returncode != 0:
+    PRIVATE = []
+    print("mutants: no namespaces here; run nothing beside this that needs"
+          " its shared memory, and MUTANT_JOBS=1")
 
 
 class Broken(Exception):
@@ -103,7 +111,7 @@ class Tree:
         environment = {key: value for key, value in os.environ.items()
                        if key not in ("SLOTMEM_MODULE", "SLOTMEM_TEST_BUILD",
                                       "MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-        with subprocess.Popen(command, cwd=self.folder, text=True,
+        with subprocess.Popen(PRIVATE + command, cwd=self.folder, text=True,
                               errors="replace", env=environment,
                               stdin=subprocess.DEVNULL, start_new_session=True,
                               stdout=subprocess.PIPE,
@@ -232,24 +240,8 @@ def try_all(folder, mutants, say):
         return dict(zip(mutants, pool.map(work, mutants)))
 
 
-def alone():
-    """Goes on in namespaces of its own, if that can be had."""
-    private = ["unshare", "--mount", "--ipc", "--"]
-    inside = "mount -t tmpfs -o mode=1777 slotmem-mutants /dev/shm"
-    if "MUTANTS_ALONE" not in os.environ and subprocess.run(
-            [*private, "sh", "-c", inside], check=False,
-            stderr=subprocess.DEVNULL).returncode == 0:
-        os.environ["MUTANTS_ALONE"] = "yes"
-        os.execvp(private[0], [*private, "sh", "-c", inside + ' && exec "$@"',
-                               "sh", sys.executable, "-B", *sys.argv])
-    if "MUTANTS_ALONE" not in os.environ:
-        print("mutants: no namespaces here; have nothing beside this that"
-              " needs its shared memory")
-
-
 def main():
     mutants = chosen()
-    alone()
     with tempfile.TemporaryDirectory(prefix="slotmem-mutants-",
                                      dir="/tmp") as folder:
         os.chmod(folder, 0o755)
