@@ -142,6 +142,7 @@
     "mod_slotmem_shm needs fork() and shared memory (mpm_winnt is not supported)"
 #endif
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -515,6 +516,7 @@ typedef struct {
     pid_t looked; /* the process that has looked at the directory      */
     int arrived;  /* the first generation of this server               */
     int remains;  /* and there may be what another one left            */
+    int littered; /* the directory has files that are to be removed   */
 #if APR_HAS_THREADS
     apr_thread_mutex_t *lock;
 #endif
@@ -1332,28 +1334,6 @@ static void store_end(store_t *st, volatile apr_uint32_t *failing)
     free(st->sink.buffer);
 }
 
-/* New files that a killed process left half written. */
-static void store_sweep(const char *store, apr_pool_t *p)
-{
-    unlink(name_beside(p, store, store_suffix[STORE_STOP]));
-    unlink(name_beside(p, store, store_suffix[STORE_CHECKPOINT]));
-}
-
-static void store_sweep_all(void)
-{
-    const ap_slotmem_instance_t *s;
-    apr_pool_t *p;
-
-    apr_pool_create_unmanaged_ex(&p, NULL, NULL);
-    for (s = registry->first; s; s = s->next) {
-        if (s->store) {
-            store_sweep(s->store, p);
-            apr_pool_clear(p);
-        }
-    }
-    apr_pool_destroy(p);
-}
-
 static apr_status_t touched_unguarded(void *ctx)
 {
     const ap_slotmem_instance_t *s = ctx;
@@ -1734,6 +1714,58 @@ static int runtime_look(enum runtime_state *before)
 }
 
 /* -- what others have left -- */
+
+/* Has the runtime directory new files that a killed process left half written,
+ * or any of before?  It seldom has, so to ask once costs less than to try for
+ * each segment. */
+static int runtime_is_littered(void)
+{
+    apr_pool_t *p = scratch_pool();
+    DIR *d = opendir(name_directory(p, retained->path));
+    int found = d == NULL; /* it cannot be told */
+    const struct dirent *entry;
+
+    while (!found && (entry = readdir(d)) != NULL) {
+        const char *suffix = strrchr(entry->d_name, '.');
+
+        found = suffix
+                && (!strcmp(suffix, store_suffix[STORE_STOP])
+                    || !strcmp(suffix, store_suffix[STORE_CHECKPOINT])
+                    || !strcmp(suffix, STORE_BEFORE));
+    }
+    if (d) {
+        closedir(d);
+    }
+    apr_pool_destroy(p);
+    return found;
+}
+
+/* May such a file of the segment be there, and is it ours to remove? */
+static int litter_may_be(const ap_slotmem_instance_t *s)
+{
+    return s->store && runtime_may_write()
+           && (registry->littered || strchr(s->name, '/'));
+}
+
+static void litter_remove(const ap_slotmem_instance_t *s, apr_pool_t *p)
+{
+    if (litter_may_be(s)) {
+        unlink(name_beside(p, s->store, store_suffix[STORE_STOP]));
+        unlink(name_beside(p, s->store, store_suffix[STORE_CHECKPOINT]));
+    }
+}
+
+static void litter_remove_all(void)
+{
+    const ap_slotmem_instance_t *s;
+    apr_pool_t *p = scratch_pool();
+
+    registry->littered = runtime_is_littered();
+    for (s = registry->first; s; s = s->next) {
+        litter_remove(s, p);
+    }
+    apr_pool_destroy(p);
+}
 
 /* Maps what the marker lists, if it is just that. */
 static void orphan_map(orphan_t *o, const marker_line_t *line)
@@ -2224,7 +2256,7 @@ static void persist_restore(ap_slotmem_instance_t *s, apr_pool_t *p)
                      s->layout.item_num);
         break;
     case RESTORE_NO_FILE: /* who removed it wants to begin anew */
-        if (runtime_may_write()) {
+        if (litter_may_be(s)) {
             unlink(name_beside(p, s->store, STORE_BEFORE));
         }
         ap_log_error(APLOG_MARK, APLOG_TRACE1, 0, ap_server_conf,
@@ -2362,6 +2394,7 @@ static void runtime_arrive(void)
     }
     registry->looked = getpid();
     (void)runtime_look(&before);
+    registry->littered = runtime_is_littered();
     if (before == RUNTIME_UNKNOWN) {
         registry->arrived = 1;
         registry->remains = platform_has_objects();
@@ -2465,9 +2498,7 @@ static void segment_inherit(ap_slotmem_instance_t *s)
     const orphan_t *o = orphan_find(s->name);
     apr_pool_t *p = scratch_pool();
 
-    if (s->store && runtime_may_write()) {
-        store_sweep(s->store, p);
-    }
+    litter_remove(s, p);
     /* What was born empty because its file could not be read, and stayed so,
      * gives way to the file. */
     if (former && former->origin == ORIGIN_UNREADABLE && !is_touched(former)) {
@@ -3776,7 +3807,7 @@ static apr_status_t slotmem_close(void *data)
         if (runtime_may_write() && store_is_wanted()) {
             store_all(&st, exiting ? STORE_STOP : STORE_RESTART,
                       &retained->told->failing);
-            store_sweep_all(); /* what the helper was about to write */
+            litter_remove_all(); /* what the helper was about to write */
         }
         kept = names_remove();
         /* A start that is given up before it took over what it found leaves

@@ -43,6 +43,9 @@
 
 /** Bytes of a file's name that every file system in use takes. */
 #define NAME_LONGEST 255u
+/** Bytes of a name, and of a path, below which none has to be asked. */
+#define NAME_SURE    128u
+#define PATH_SURE    1000u
 
 static inline int name_is_anonymous(const char *name)
 {
@@ -56,9 +59,12 @@ static inline int name_is_absolute(const char *name)
 
 static inline int path_is_too_long(const char *path)
 {
+    const char *slash = strrchr(path, '/');
     struct stat st;
 
-    return lstat(path, &st) != 0 && errno == ENAMETOOLONG;
+    return (strlen(slash ? slash : path) > NAME_SURE
+            || strlen(path) > PATH_SURE)
+           && lstat(path, &st) != 0 && errno == ENAMETOOLONG;
 }
 
 /** Bytes as hexadecimal digits. */

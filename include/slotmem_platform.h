@@ -759,15 +759,33 @@ platform_object_bears(const platform_object_t *o, platform_wanted_fn *wanted,
  * an error where to touch would be a SIGBUS.  A signal may interrupt it. */
 static inline int platform_back(int fd, size_t len)
 {
-    int rv = ftruncate(fd, (off_t)len) == 0 ? 0 : errno;
+    int rv;
 
-#ifndef __APPLE__ /* no such call, and no file system under it */
-    if (rv == 0) {
-        do {
-            rv = posix_fallocate(fd, 0, (off_t)len);
-        } while (rv == EINTR);
-    }
+#ifdef __APPLE__ /* no such call, and no file system under it */
+    rv = ftruncate(fd, (off_t)len) == 0 ? 0 : errno;
+#else
+    do {
+        rv = posix_fallocate(fd, 0, (off_t)len); /* it grows, too */
+    } while (rv == EINTR);
 #endif
+    return rv;
+}
+
+/* The same for an object that begins with its own size, as APR's do.  What
+ * fits in a page is written, which is one call instead of two: most segments
+ * are as small. */
+static inline int platform_back_sized(int fd, size_t size)
+{
+    char page[4096] = { 0 };
+    const size_t len = size <= sizeof(page) ? size : sizeof(size);
+    int rv = len == size ? 0 : platform_back(fd, size);
+
+    memcpy(page, &size, sizeof(size));
+    if (rv == 0) {
+        const ssize_t put = pwrite(fd, page, len, 0);
+
+        rv = put == (ssize_t)len ? 0 : put < 0 ? errno : ENOSPC;
+    }
     return rv;
 }
 
@@ -788,11 +806,7 @@ static inline int platform_mapped_make(const char *path, size_t size,
         return errno;
     }
     o->size = size;
-    rv = platform_back(o->fd, size);
-    if (rv == 0
-        && pwrite(o->fd, &size, sizeof(size), 0) != (ssize_t)sizeof(size)) {
-        rv = EIO;
-    }
+    rv = platform_back_sized(o->fd, size);
     if (rv != 0) {
         unlink(path);
     }

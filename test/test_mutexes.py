@@ -177,15 +177,16 @@ def test_segment_that_is_being_made_is_waited_for(httpd, needed):
     faults = shim.Faults(server)
     server.start()
     one, other = server.children()[:2]
-    for call in "ftruncate", "pwrite":
-        name = f"late-{call}"
-        faults.arm(1, "wait", "helper", call)
+    # The one is empty when its bytes are written, the other large already.
+    for num in 4, 1000:
+        name = f"late-{num}"
+        faults.arm(1, "wait", "helper", "pwrite")
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            first = pool.submit(server.slotmem(one).create, name, 64, 4,
+            first = pool.submit(server.slotmem(one).create, name, 64, num,
                                 "pregrab")
-            harness.wait_for(faults.counted, f"the first one at its {call}")
+            harness.wait_for(faults.counted, "the first one at its write")
             faults.arm(0, "none", "helper", "open")
-            second = pool.submit(server.slotmem(other).create, name, 64, 4,
+            second = pool.submit(server.slotmem(other).create, name, 64, num,
                                  "pregrab")
             harness.wait_for(lambda: len(faults.counted()) > 3 or second.done(),
                              "the second one to look again and again")

@@ -331,10 +331,13 @@ def header_address(start):
 # Stored files
 # ---------------------------------------------------------------------------
 
-def in_a_directory_of_the_childrens(factory, **more):
+THEIRS = "${ROOT}/theirs/abs"
+
+
+def in_a_directory_of_the_childrens(factory, name=THEIRS, **more):
     """A server with a stored file where its children may exchange it."""
-    server = factory("SlotmemTestCreate ${ROOT}/theirs/abs 64 5000 "
-                     "persist+pregrab abs\n", start=False, mpm="event", **more)
+    server = factory(f"SlotmemTestCreate {name} 64 5000 persist+pregrab abs\n",
+                     start=False, mpm="event", **more)
     folder = os.path.join(server.root, "theirs")
     os.makedirs(folder)
     shutil.chown(folder, server.user)
@@ -365,6 +368,8 @@ def test_stored_file_that_is_exchanged_meanwhile(httpd, how, kind, when):
     server.allow_log(REFUSED)
     as_user(server.user, PLANTS[kind], with_, victim(server))
     try:
+        # What has changed is stored, after a look at what lies there.
+        assert server.slotmem().put("abs", 0, b"changed").ok
         if how == "graceful":
             server.graceful()
         else:
@@ -446,11 +451,11 @@ def test_stored_file_that_is_none(httpd, kind):
     assert read(victim(server)) == b"root's"
 
 
-def damaged_with_one_of_before(httpd):
+def damaged_with_one_of_before(httpd, name=THEIRS):
     """A server that was stopped, its stored file cut as a power cut right after
     a restart leaves it; and a good one, as it was before."""
-    server = in_a_directory_of_the_childrens(httpd)
-    path = server.persist_path(f"{server.root}/theirs/abs")
+    server = in_a_directory_of_the_childrens(httpd, name)
+    path = server.persist_path(name.replace("${ROOT}", server.root))
     server.start()
     assert server.slotmem().fgrab("abs", 0).ok
     assert server.slotmem().put("abs", 0, b"before").ok
@@ -502,9 +507,10 @@ def test_what_lies_under_the_name_of_before_is_looked_at(httpd, kind):
     assert text_of(server, "abs") == b"after"
 
 
-def test_removed_file_is_not_replaced_by_the_one_of_before(httpd):
+@pytest.mark.parametrize("name", [THEIRS, "seg"])
+def test_removed_file_is_not_replaced_by_the_one_of_before(httpd, name):
     """Who removes the stored file wants to begin anew."""
-    server, path = damaged_with_one_of_before(httpd)
+    server, path = damaged_with_one_of_before(httpd, name)
     os.unlink(path)
     # Not even before the helper flushes what a restart has left.
     faults = shim.Faults(server)

@@ -21,6 +21,7 @@ short, refused, or never there.
 
 import concurrent.futures
 import contextlib
+import hashlib
 import os
 import stat
 import subprocess
@@ -284,6 +285,27 @@ def test_leftover_of_a_store_that_was_killed_is_no_obstacle(httpd):
     server.stop()
     assert Stored(path).slots[0].startswith(b"state")
     assert files(server) == [os.path.basename(path)]
+
+
+@pytest.mark.parametrize("suffix", [".new", ".checkpoint"])
+@pytest.mark.parametrize("kind", ["relative", "absolute", "long"])
+def test_start_removes_what_a_killed_process_left_half_written(httpd, kind,
+                                                               suffix):
+    """Nobody else does, where the segment does not change any more."""
+    name = {"relative": "seg", "absolute": "${ROOT}/seg",
+            "long": "s" * (255 - len("slotmem-shm-.shm.persist"))}[kind]
+    server = httpd(f"SlotmemTestCreate {name} 64 10 persist+pregrab seg")
+    write_seg(server, b"state")
+    server.stop()
+    path = server.persist_path(name.replace("${ROOT}", server.root))
+    file = os.path.basename(path)
+    if kind == "long":
+        file = "slotmem-shm-" + hashlib.md5(file.encode()).hexdigest()
+    half = os.path.join(os.path.dirname(path), file + suffix)
+    storedfile.write(half, b"half")
+    server.start()
+    assert seg_text(server) == b"state"
+    assert not os.path.exists(half)
 
 
 @pytest.mark.parametrize("suffix", ["", ".new"])

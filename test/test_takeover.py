@@ -231,11 +231,14 @@ def test_nothing_is_left_by_a_kill_before_any_child_was_there(httpd):
     server = httpd(CONF, start=False, shm_size="8m")
     server.conf = ("Mutex sem\nPidFile ${ROOT}/logs/httpd.pid\n" + CONF)
     faults = shim.Faults(server)
-    faults.arm(3, "kill", calls="ftruncate")    # the marker's is the first
+    # Title and line of the marker, first object, line, second object.
+    faults.arm(5, "kill", calls="pwrite")
     with pytest.raises(harness.HttpdError):
         server.start()
     server._gave_up = False
-    assert len(os.listdir(server.shm_dir)) == 2
+    sizes = [os.path.getsize(os.path.join(server.shm_dir, name))
+             for name in os.listdir(server.shm_dir)]
+    assert len(sizes) == 2 and sorted(sizes)[0] == 0
     faults.disarm()
     server.allow_log("AH00098")
     server.start()
