@@ -253,8 +253,9 @@ def test_says_that_memory_has_no_name(httpd):
 
 def test_store_time_is_told_and_believed_only_if_possible(httpd):
     """It lies where children write: 2^63 microseconds must make no date."""
-    server = httpd(STORY, modules=["status"])
+    server = httpd(STORY, modules=["status"], start=False)
     before = time.time()
+    server.start()
     server.slotmem().grab("kept")
     harness.wait_for(lambda: page(server).row("kept")["Stored"] != "not yet",
                      "a checkpoint on the page", limit=CHECKPOINT_LIMIT)
