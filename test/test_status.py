@@ -267,6 +267,7 @@ def test_store_time_is_told_and_believed_only_if_possible(httpd):
     assert before - 1 < int(segment(keys, "kept")["Stored"]) <= time.time()
     assert keys["SlotmemStoredOldest"] == segment(keys, "kept")["Stored"]
 
+    halt_helper(server)     # it would tell again, of the grab
     at = layout.field("stored")
     for byte in 0xff, 0x7f, 0x10:
         server.slotmem().call("scribble", h="kept", byte=byte,
