@@ -82,6 +82,8 @@ def test_directory_emptied_while_it_runs(quick, mpm, between):
     said: the lock was on a file that had no name any more."""
     server = quick(mpm=mpm)
     put(server, b"before")
+    # Then there is nothing new to be stored, but for the lost file.
+    wait_stored(server, b"before")
     late = server.children()[0]
     assert server.slotmem(late).create("late", 64, 4, "0").ok
     clean_up(server)

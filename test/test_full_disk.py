@@ -253,6 +253,23 @@ def test_disk_that_fails_every_write(on_disk, mpm):
     wait_stored(server, b"wednesday")
 
 
+def test_file_that_cannot_be_flushed_is_stored_when_it_can(on_disk):
+    """It was written, and did not take its place: the same content is to be
+    stored again, though nothing has changed since."""
+    server = on_disk("Mutex sem\n" + CONF, mpm="prefork", shm_size="8m")
+    faults = shim.Faults(server)
+    server.start()
+    put_all(server, b"monday")
+    wait_stored(server, b"monday")
+    server.expect_log(CANNOT_STORE)
+    faults.arm("1+", "EIO", who="any", calls="fsync,fdatasync,syncfs")
+    put_all(server, b"tuesday")
+    harness.wait_for(lambda: server.log_lines(CANNOT_STORE), "the message")
+    assert in_file(server) == b"monday"
+    faults.disarm()
+    wait_stored(server, b"tuesday")
+
+
 def test_memory_without_a_name_on_a_full_disk(on_disk, mpm):
     """A container with too small a /dev/shm: the parent inherits what the
     children have, so it goes over a restart all the same."""

@@ -528,6 +528,45 @@ def test_two_servers_in_one_runtime_directory(httpd):
     assert holds(first, slot, data)
 
 
+def test_parent_keeps_no_memory_of_former_generations(httpd):
+    """Nobody would see it for weeks of log rotations."""
+    server = httpd(SEG + "SlotmemTestCreate none 64 10 0 anonymous\n", mpm=MPM)
+
+    def mapped():
+        with open(f"/proc/{server.pid}/maps") as file:
+            return len(re.findall(r" (?:/dev/shm/|/dev/zero|/SYSV)",
+                                  file.read()))
+
+    server.graceful()
+    before = mapped()
+    assert before
+    for _ in range(3):
+        server.graceful()
+    assert mapped() == before
+
+
+def test_child_that_attaches_in_vain_does_not_grow(httpd):
+    """A module may ask at each request whether another one's segment is there
+    by now."""
+    server = httpd(SEG, mpm="prefork", children=1)
+    server.allow_log("AH02301|AH02611")
+    child = server.slotmem(server.children()[0])
+
+    def ask(count):
+        answers = child.run(*[harness.op_line("attach", name="not there")]
+                            * count)
+        assert not any(answer.ok for answer in answers)
+        with open(f"/proc/{child.pid}/statm") as file:
+            return int(file.read().split()[1]) * mmap.PAGESIZE
+
+    for _ in range(3):
+        before = ask(500)
+    for _ in range(8):
+        after = ask(500)
+    # Of what one call needs, 4,000 make 30 MB.
+    assert after - before < 8 << 20
+
+
 @sharedmem.needs_root
 def test_server_that_is_not_started_as_root(httpd):
     """As on a developer's machine, or in a container without root."""

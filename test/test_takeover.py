@@ -604,6 +604,22 @@ def test_name_that_another_server_has_taken_since_is_left_alone(httpd):
     second.close()
 
 
+def test_killed_server_s_memory_is_left_to_its_own_directory(httpd):
+    """Others come and go meanwhile, and are killed, in theirs."""
+    first, second = httpd(CONF), httpd(CONF)
+    write_all(first, b"newest")
+    first.kill_all()
+    left = objects_of(first)
+    assert left
+    kill_and_start(second)
+    second.stop()
+    assert objects_of(first) == left
+    first.allow_log("AH00098")
+    first.start()
+    check_taken(first, b"newest")
+    assert len(first.log_lines(TAKEN)) == 3
+
+
 def test_state_that_the_stock_module_stored_since_is_newer(
         httpd, our_module, stock_module):
     """Killed with ours, run with stock, then ours again: what stock stored is

@@ -427,8 +427,31 @@ static void test_image_of_one_moment(void **state)
     segment_free(s);
 }
 
+/* Its maker may be killed while it restores: what lies there then must not be
+ * taken for a segment, however much of it is filled. */
+static void test_segment_counts_when_it_is_published(void **state)
+{
+    static const unsigned char run[SLOTMEM_SHM_RUN_LEN] = "the run",
+                               other[SLOTMEM_SHM_RUN_LEN] = "another",
+                               directory[SLOTMEM_SHM_RUN_LEN] = "directory";
+    ap_slotmem_instance_t *s = segment_new(64, 10, PREGRAB);
+    layout_t found;
+
+    (void)state;
+    segment_format(s, run, directory);
+    assert_false(layout_of_header(s->header, s->layout.total, run, &found));
+    segment_publish(s);
+    assert_true(layout_of_header(s->header, s->layout.total, run, &found));
+    assert_int_equal(found.item_size, 64);
+    assert_int_equal(found.item_num, 10);
+    assert_false(layout_of_header(s->header, s->layout.total, other, &found));
+    assert_false(layout_of_header(s->header, s->layout.total + 1, run, &found));
+    segment_free(s);
+}
+
 #define HEADER_TESTS                                                           \
-    cmocka_unit_test(test_marker_reads_as_it_was_written),                     \
+    cmocka_unit_test(test_segment_counts_when_it_is_published),                \
+        cmocka_unit_test(test_marker_reads_as_it_was_written),                 \
         cmocka_unit_test(test_marker_lines_that_are_none),                     \
         cmocka_unit_test(test_claims_that_are_none),                           \
         cmocka_unit_test(test_pace_of_checkpoints),                            \

@@ -437,14 +437,14 @@ static void test_a_put_that_died(void **state)
 {
     ap_slotmem_instance_t *s = segment_of_elevens();
     death_t d = { .s = s };
+    unsigned int warnings;
     int reaped;
 
     (void)state;
     for (reaped = 0; reaped < 2; reaped++) {
         /* Noted, and perhaps begun: nobody can tell. */
         for (d.last = LOCKED; d.last <= WRITTEN; d.last++) {
-            unsigned int warnings = standin_warnings;
-
+            warnings = standin_warnings;
             d.id = 7 + (d.last & 1) * SLOTMEM_STRIPES_MAX;
             assert_int_equal(put_byte(s, d.id, 0x11, 64), APR_SUCCESS);
             after_death(&d, die_during_put, reaped);
@@ -453,11 +453,13 @@ static void test_a_put_that_died(void **state)
             assert_int_equal(standin_warnings, warnings + 1);
             assert_non_null(strstr(standin_warning, "unit"));
         }
-        /* Done, but for the lock. */
+        /* Done, but for the lock: nothing is lost, and none is told. */
         d.id = 8;
         d.last = NOTE_CLEARED;
         after_death(&d, die_during_put, reaped);
+        warnings = standin_warnings;
         assert_int_equal(get_byte(s, 8, 64), 0xdd);
+        assert_int_equal(standin_warnings, warnings);
         /* The first to come may be one who puts, the slot or its neighbour. */
         d.id = 9;
         d.last = HALF_WRITTEN;
@@ -472,6 +474,26 @@ static void test_a_put_that_died(void **state)
     while (waitpid(-1, NULL, WNOHANG) > 0) {
     }
     segment_free(s);
+}
+
+/* The next run has what lies there copied before anybody waited for the dead:
+ * nobody has marked the slot by then. */
+static void test_what_a_killed_put_left_is_carried_on_as_torn(void **state)
+{
+    ap_slotmem_instance_t *old = segment_of_elevens();
+    ap_slotmem_instance_t *fresh = segment_new(64, NUM_OF_2_A_STRIPE, 0);
+    death_t d = { .s = old, .id = 5, .last = HALF_WRITTEN };
+    const unsigned int other = 5 + SLOTMEM_STRIPES_MAX;
+    unsigned int patience = 100;
+
+    (void)state;
+    after_death(&d, die_during_put, 1);
+    slotmem_locks_carry(&fresh->locks, 5, &old->locks, 5, &patience);
+    slotmem_locks_carry(&fresh->locks, other, &old->locks, other, &patience);
+    assert_int_equal(get_byte(fresh, 5, 64), -APR_EINCOMPLETE);
+    assert_int_equal(get_byte(fresh, other, 64), 0x11);
+    segment_free(fresh);
+    segment_free(old);
 }
 
 /* A module that always puts 8 of 64 bytes heals its slot by doing so: its
@@ -518,11 +540,13 @@ static void test_a_get_that_died_tears_nothing(void **state)
 {
     ap_slotmem_instance_t *s = segment_of_elevens();
     death_t d = { .s = s, .id = 5 };
+    const unsigned int warnings = standin_warnings;
 
     (void)state;
     after_death(&d, die_during_get, 1);
     assert_int_equal(get_byte(s, 5, 64), 0x11);
     assert_int_equal(get_byte(s, 5 + SLOTMEM_STRIPES_MAX, 64), 0x11);
+    assert_int_equal(standin_warnings, warnings);
     /* Nor does it make whole what another death has torn. */
     slotmem_locks_tear(&s->locks, 5, 64);
     after_death(&d, die_during_get, 1);
@@ -780,6 +804,8 @@ static void test_a_stopped_owner_costs_a_bounded_wait(void **state)
     assert_int_equal(get_byte(s, 5, 64), -APR_TIMEUP);
     assert_int_equal(put_byte(s, 4, 0x22, 3 * 64), APR_TIMEUP);
     assert_int_equal(get_byte(s, 4, 3 * 64), -APR_TIMEUP);
+    /* Nor do those that gave up hold what they had got by then. */
+    assert_int_equal(s->locks.lock[4].word & SLOTMEM_LOCK_HELD, 0);
     assert_int_equal(put_byte(s, 4, 0x22, 64), APR_SUCCESS);
     assert_int_equal(get_byte(s, 6, 64), 0x11);
     /* The parent takes what is there. */
@@ -924,6 +950,7 @@ static void test_whether_a_process_lives(void **state)
         cmocka_unit_test(test_lock_word_tells_its_owner),                      \
         TEARS_TEST cmocka_unit_test(test_notmpsafe_with_the_callers_lock),     \
         cmocka_unit_test(test_a_put_that_died),                                \
+        cmocka_unit_test(test_what_a_killed_put_left_is_carried_on_as_torn),   \
         cmocka_unit_test(test_a_put_as_long_as_the_torn_one_heals),            \
         cmocka_unit_test(test_a_get_that_died_tears_nothing),                  \
         cmocka_unit_test(test_a_mender_that_died),                             \
