@@ -43,7 +43,7 @@
 
 /** Bytes of a file's name that every file system in use takes. */
 #define NAME_LONGEST 255u
-/** Bytes of a name, and of a path, below which none has to be asked. */
+/** Bytes of a name, and of a path, that all of them take without being asked. */
 #define NAME_SURE    128u
 #define PATH_SURE    1000u
 
