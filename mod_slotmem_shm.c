@@ -2025,9 +2025,13 @@ static apr_status_t legacy_copy_unguarded(void *ctx)
     const int clear = (s->type & AP_SLOTMEM_TYPE_CLEARINUSE) != 0;
     unsigned int patience = SLOTMEM_SNAPSHOT_TRIES, id;
 
-    g->stored = g->old->header->stored;
-    g->marks[0] = g->old->header->marks[0];
-    g->marks[1] = g->old->header->marks[1];
+    /* Of a file in another runtime directory it says nothing. */
+    if (s->store && g->old->store && !strcmp(s->store, g->old->store)) {
+        s->mark = g->old->mark;
+        g->stored = g->old->header->stored;
+        g->marks[0] = g->old->header->marks[0];
+        g->marks[1] = g->old->header->marks[1];
+    }
     for (id = 0; id < g->num; id++) {
         const int used = slotmem_table_used(&g->old->table, id);
 
@@ -2072,7 +2076,6 @@ static int inherit_memory(ap_slotmem_instance_t *s,
         return 0;
     }
     s->origin = origin;
-    s->mark = old->mark;
     ap_log_error(APLOG_MARK, APLOG_DEBUG, 0, ap_server_conf,
                  "slotmem_shm: %s goes on with the %s: %u of %u slots in use",
                  s->name,

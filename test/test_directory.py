@@ -24,6 +24,7 @@ import pytest
 import httpd as harness
 import sharedmem
 import shim
+import storedfile
 from rundir import (FROM_MEMORY, halt_helper, in_file, left_over, marker,
                     put, relation, text_of, wait_relation, wait_stored)
 
@@ -286,6 +287,43 @@ def test_another_runtime_directory_from_a_restart_on(quick, mpm, step):
     server.stop()
     assert in_file(server) == b"later"
     assert left_over(server) == set()
+
+
+@pytest.mark.parametrize("how", ["kill", "foreign"])
+def test_another_runtime_directory_where_nothing_is_stored_yet(httpd, how):
+    """That the state was stored in the old one says nothing of the new one: it
+    is not deleted there, and a good file that lies there is somebody else's."""
+    server = httpd(CONF, start=False)
+    server.allow_log("AH00098")
+    faults = shim.Faults(server)
+    elsewhere = os.path.join(server.root, "elsewhere")
+    server.env["FAULTS_PREFIX"] = elsewhere + "/slotmem-shm-seg"
+    server.start()
+    put(server, b"state")
+    wait_stored(server, b"state")
+    foreign = storedfile.read(server.persist_path("seg"))
+    put(server, b"moved")
+    os.mkdir(elsewhere)
+    server.run_dir = elsewhere
+    if how == "foreign":
+        server.expect_log("AH02551: .*was put there")
+        storedfile.write(server.persist_path("seg"), foreign)
+    server.write_config()
+    faults.arm(1, "wait", "helper")
+    server.graceful()
+    harness.wait_for(faults.counted, "the helper to begin")
+    if how == "kill":
+        server.kill_all()
+        faults.disarm()
+        server.start()
+    else:
+        faults.go()
+        wait_stored(server, b"moved")
+        assert storedfile.read(server.persist_path("seg")
+                               + ".rejected") == foreign
+    assert text_of(server) == b"moved"
+    server.stop()
+    assert in_file(server) == b"moved"
 
 
 # ---------------------------------------------------------------------------

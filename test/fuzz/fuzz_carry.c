@@ -101,7 +101,7 @@ static int standin_sigaction(int sig, const struct sigaction *act,
 #define kill               standin_kill
 #define sigaction(s, a, o) standin_sigaction(s, a, o)
 
-#include "../../mod_slotmem_shm.c"
+#include "mod_slotmem_shm.c"
 
 #undef sigaction
 #undef kill

@@ -37,6 +37,7 @@
 #include <sanitizer/asan_interface.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
@@ -306,7 +307,7 @@ static void standin_object_remove(const platform_object_t *o, const char *key)
 #define apr_shm_destroy          standin_shm_close
 #define apr_shm_baseaddr_get     standin_shm_baseaddr
 
-#include "../../mod_slotmem_shm.c"
+#include "mod_slotmem_shm.c"
 
 #undef sigaction
 #undef kill
@@ -526,7 +527,7 @@ static void object_make(input_t *in, const geometry_t *g)
 {
     static const unsigned char directory[16] = "a directory";
     ap_slotmem_instance_t s;
-    size_t len, cut;
+    size_t len, cut, keep;
     unsigned int changes = (unsigned int)take(in, 1) % 5;
     char *image;
 
@@ -545,16 +546,10 @@ static void object_make(input_t *in, const geometry_t *g)
         scribble(in, image, len);
     }
     cut = (size_t)take(in, 1);
-    if (ftruncate(object, 0) != 0
-        || pwrite(object, image, len, 0) != (ssize_t)len) {
+    keep = cut & 1 ? len * cut / 256 : len;
+    if (pwrite(object, image, len, 0) != (ssize_t)len
+        || ftruncate(object, (off_t)keep) != 0) {
         abort();
-    }
-    if (cut & 1) {
-        size_t keep = len * cut / 256;
-
-        if (ftruncate(object, (off_t)keep) != 0) {
-            abort();
-        }
     }
     free(image);
 }
@@ -679,7 +674,9 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     apr_initialize();
     retained = calloc(1, sizeof(*retained));
     memcpy(retained->run, run_identity, sizeof(run_identity));
-    object = memfd_create("object", MFD_CLOEXEC);
+    /* Of small pages, where memfd_create() may take huge ones: to clear those
+     * was most of a run. */
+    object = open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     return object < 0;
 }
 

@@ -32,26 +32,27 @@ apu=$($apxs -q APU_CONFIG 2>/dev/null || command -v apu-1-config)
 
 mkdir -p "$top/build/fuzz/$name.corpus"
 cd "$top/build/fuzz"
-includes=-I$top/include
 corpus=$name.corpus
 seconds=20
 coverage=
 case $name in
     restore)
         # Whole chunks in small files.
-        includes=-Ismall-chunks
-        rm -rf small-chunks
-        mkdir -p small-chunks restore.start
-        cp "$top/mod_slotmem_shm.c" "$top"/include/*.h small-chunks
-        for size in SINK_SIZE:slotmem_store.h SLOTMEM_IMAGE_CHUNK:slotmem_image.h; do
-            header=small-chunks/${size#*:}
-            sed -i "s/^#define ${size%:*} .*/#define ${size%:*} 256u/" "$header"
-            grep -q "^#define ${size%:*} 256u" "$header"
-        done
+        with="SINK_SIZE:slotmem_store.h:256u
+            SLOTMEM_IMAGE_CHUNK:slotmem_image.h:256u"
+        mkdir -p restore.start
         "$python" "$top/test/fuzz/make_corpus.py" restore.start
         corpus="$corpus restore.start"
         seconds=45
         set -- -max_len=4096 "$@" ;;
+    *)
+        # As many ways to wait for a lock, less often each: it was most of a run.
+        with="SLOTMEM_SNAPSHOT_TRIES:slotmem_locks.h:24u
+            SLOTMEM_SNAPSHOT_NAPS:slotmem_locks.h:8u
+            SLOTMEM_WAIT_SPINS:slotmem_locks.h:4u
+            SLOTMEM_WAIT_YIELDS:slotmem_locks.h:4u" ;;
+esac
+case $name in
     header)
         set -- -max_len=512 -len_control=10 "$@" ;;
     carry)
@@ -60,13 +61,25 @@ case $name in
         coverage=-fno-sanitize-coverage=trace-cmp
         set -- -max_len=1024 -len_control=10 "$@" ;;
 esac
+# The source with other constants.
+rm -rf "$name.source"
+mkdir -p "$name.source"
+cp "$top/mod_slotmem_shm.c" "$top"/include/*.h "$name.source"
+for one in $with; do
+    constant=${one%%:*}
+    value=${one##*:}
+    header=${one#*:}
+    header=$name.source/${header%:*}
+    sed -i "s/^#define $constant *[^ ]*/#define $constant $value/" "$header"
+    grep -q "^#define $constant $value" "$header"
+done
 bound=-max_total_time=${FUZZ_SECONDS:-$seconds}
 [ -z "${FUZZ_RUNS:-}" ] || bound=-runs=$FUZZ_RUNS
 # shellcheck disable=SC2046,SC2086  # the tools answer with words
-$clang -std=gnu11 -g -O1 -Wall -Wextra -Wno-unused-function -D_GNU_SOURCE \
+$clang -std=gnu11 -g -O2 -Wall -Wextra -Wno-unused-function -D_GNU_SOURCE \
     -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
     $coverage $($apr --cppflags) -I"$($apxs -q INCLUDEDIR)" $($apr --includes) \
-    $($apu --includes) "$includes" -o "fuzz_$name" \
+    $($apu --includes) "-I$name.source" -o "fuzz_$name" \
     "$top/test/fuzz/fuzz_$name.c" $($apr --link-ld) $($apu --link-ld)
 
 # shellcheck disable=SC2086
