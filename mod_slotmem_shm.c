@@ -119,7 +119,6 @@
 #include "ap_slotmem.h"
 #include "mod_status.h"
 #include "mpm_common.h"
-#include "scoreboard.h"
 #include "unixd.h"
 #include "util_mutex.h"
 
@@ -1020,17 +1019,16 @@ static apr_status_t store_flush_one(store_t *st, const pending_t *one)
  * What this process has stored itself it knows without the segment's note:
  * a child that spoils that would have a file put aside every second.
  */
-static void store_spare_foreign(store_t *st, ap_slotmem_instance_t *s)
+static void store_spare_foreign(ap_slotmem_instance_t *s, apr_pool_t *p)
 {
     struct stat info;
     int stored;
 
     if (lstat(s->store, &info) == 0 && s->mark != file_mark(&info)
-        && note_has(s, &info, &stored) == 0
-        && file_is_good(s, s->store, st->pool)) {
+        && note_has(s, &info, &stored) == 0 && file_is_good(s, s->store, p)) {
         store_put_aside(s, "it was put there while the server ran",
                         "the state of the running server takes its place", 0,
-                        st->pool);
+                        p);
     }
 }
 
@@ -1057,7 +1055,7 @@ static apr_status_t store_rename(store_t *st, ap_slotmem_instance_t *s,
     if (lstat(path, &info) != 0) {
         return errno;
     }
-    store_spare_foreign(st, s);
+    store_spare_foreign(s, st->pool);
     note_make(s, &info, lstat(s->store, &there) == 0 ? &there : NULL, 0);
     if (st->mode == STORE_RESTART) {
         store_keep_before(st, s);
@@ -1720,8 +1718,7 @@ static int runtime_look(enum runtime_state *before)
  * each segment. */
 static int runtime_is_littered(void)
 {
-    apr_pool_t *p = scratch_pool();
-    DIR *d = opendir(name_directory(p, retained->path));
+    DIR *d = opendir(name_directory(registry->pool, retained->path));
     int found = d == NULL; /* it cannot be told */
     const struct dirent *entry;
 
@@ -1736,7 +1733,6 @@ static int runtime_is_littered(void)
     if (d) {
         closedir(d);
     }
-    apr_pool_destroy(p);
     return found;
 }
 
@@ -2306,19 +2302,19 @@ static void persist_restore(ap_slotmem_instance_t *s, apr_pool_t *p)
  *   - it was stored, but there is no file: somebody has deleted that, to begin
  *     anew.
  *   - it was never stored, but there is a file: one that could not be read.
- *   - the file is another one: httpd's own module was put in place of this one
- *     for a while, or an administrator has put it there.
+ *   - the file is another one, and whole: httpd's own module was put in place
+ *     of this one for a while, or an administrator has put it there.
  * The header is the children's to write, too: at worst they lose what is
  * theirs.
  */
-static int orphan_is_newer(const orphan_t *o)
+static int orphan_is_newer(const orphan_t *o, apr_pool_t *p)
 {
     struct stat st;
     int stored = 0;
     const int there = lstat(o->s->store, &st) == 0;
     const int same = note_has(o->s, there ? &st : NULL, &stored);
 
-    if (!there && same == 0 && !stored) {
+    if (same == 0 && (there ? !file_is_good(o->s, o->s->store, p) : !stored)) {
         return 1;
     }
     if (!there && same == 0) {
@@ -2345,16 +2341,18 @@ static void orphans_judge(void)
 {
     const int owner = retained->state == RUNTIME_OWNER;
     apr_hash_index_t *at;
+    apr_pool_t *p;
     store_t st;
 
     if (apr_hash_count(orphans.by_name) == 0
         || (owner && store_begin(&st, STORE_STOP) != APR_SUCCESS)) {
         return;
     }
+    p = scratch_pool();
     for (at = apr_hash_first(registry->pool, orphans.by_name); at;
          at = apr_hash_next(at)) {
         orphan_t *o = apr_hash_this_val(at);
-        if (!orphan_is_newer(o)) {
+        if (!orphan_is_newer(o, p)) {
             memory_unmap(&o->s->memory);
         }
         else if (owner) {
@@ -2364,6 +2362,7 @@ static void orphans_judge(void)
     if (owner) {
         store_end(&st, &retained->told->failing);
     }
+    apr_pool_destroy(p);
 }
 
 /* What the former generation left has been taken, or is not wanted. */
@@ -2445,9 +2444,8 @@ static ap_slotmem_instance_t *former_find(const char *name)
 
 /*
  * There is another marker than at the last look, and it is ours.  A former
- * heir goes on with what it has; what
- * the other had and it has not is stored, if its memory is still there, and
- * then taken off the system.
+ * heir goes on with what it has; what the other had and it has not is stored,
+ * if its memory is still there, and then taken off the system.
  */
 static void runtime_succeed(enum runtime_state before)
 {
@@ -2507,8 +2505,13 @@ static void segment_inherit(ap_slotmem_instance_t *s)
     if (former && former->origin == ORIGIN_UNREADABLE && !is_touched(former)) {
         former = NULL;
     }
-    if (!inherit_memory(s, former, ORIGIN_GENERATION)
-        && !inherit_memory(s, o ? o->s : NULL, ORIGIN_MEMORY) && s->store) {
+    if (inherit_memory(s, former, ORIGIN_GENERATION)) {
+        /* What lies in a runtime directory that is new to us is older. */
+        if (s->store && !s->mark && runtime_may_write()) {
+            store_spare_foreign(s, p);
+        }
+    }
+    else if (!inherit_memory(s, o ? o->s : NULL, ORIGIN_MEMORY) && s->store) {
         persist_restore(s, p);
     }
     apr_pool_destroy(p);

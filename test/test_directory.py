@@ -289,7 +289,7 @@ def test_another_runtime_directory_from_a_restart_on(quick, mpm, step):
     assert left_over(server) == set()
 
 
-@pytest.mark.parametrize("how", ["kill", "foreign"])
+@pytest.mark.parametrize("how", ["kill", "foreign", "foreign and kill"])
 def test_another_runtime_directory_where_nothing_is_stored_yet(httpd, how):
     """That the state was stored in the old one says nothing of the new one: it
     is not deleted there, and a good file that lies there is somebody else's."""
@@ -305,20 +305,21 @@ def test_another_runtime_directory_where_nothing_is_stored_yet(httpd, how):
     put(server, b"moved")
     os.mkdir(elsewhere)
     server.run_dir = elsewhere
-    if how == "foreign":
+    if how != "kill":
         server.expect_log("AH02551: .*was put there")
         storedfile.write(server.persist_path("seg"), foreign)
     server.write_config()
     faults.arm(1, "wait", "helper")
     server.graceful()
     harness.wait_for(faults.counted, "the helper to begin")
-    if how == "kill":
+    if how != "foreign":
         server.kill_all()
         faults.disarm()
         server.start()
     else:
         faults.go()
         wait_stored(server, b"moved")
+    if how != "kill":
         assert storedfile.read(server.persist_path("seg")
                                + ".rejected") == foreign
     assert text_of(server) == b"moved"

@@ -296,6 +296,21 @@ def test_file_is_taken_when_memory_is_gone(httpd):
     assert not server.log_lines(TAKEN)
 
 
+def test_damaged_file_is_no_better_than_memory(httpd):
+    """A file that is another than the run has stored counts before its memory;
+    but not one that would be refused."""
+    server = httpd(CONF)
+    write_all(server, b"newest")
+    server.kill_all()
+    for name in "seg", "cleared", os.path.join(server.root, "absolute"):
+        storedfile.write(server.persist_path(name), b"damaged")
+    server.allow_log("AH00098")
+    server.start()
+    check_taken(server, b"newest")
+    assert storedfile.Stored(
+        server.persist_path("seg")).slots[0].startswith(b"newest")
+
+
 # ---------------------------------------------------------------------------
 # A start that fails after a kill
 # ---------------------------------------------------------------------------
