@@ -141,7 +141,6 @@
     "mod_slotmem_shm needs fork() and shared memory (mpm_winnt is not supported)"
 #endif
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -893,8 +892,6 @@ enum store_mode {
     STORE_CHECKPOINT /* flushed, by the helper                             */
 };
 
-static const char *const store_suffix[] = { ".new", ".new", ".checkpoint" };
-
 /*
  * What a restart puts in place is not flushed, and where a file system does not
  * order a rename after the bytes, a power cut leaves the name with nothing
@@ -904,6 +901,10 @@ static const char *const store_suffix[] = { ".new", ".new", ".checkpoint" };
  * had.
  */
 #define STORE_BEFORE ".before"
+
+/* By the mode, then that; of what is looked for in the runtime directory. */
+static const char *const store_suffix[] = { ".new", ".new", ".checkpoint",
+                                            STORE_BEFORE, NULL };
 
 /* A file written and not yet renamed. */
 typedef struct {
@@ -1713,30 +1714,15 @@ static int runtime_look(enum runtime_state *before)
 
 /* -- what others have left -- */
 
-/* Has the runtime directory new files that a killed process left half written,
- * or any of before?  It seldom has, so to ask once costs less than to try for
- * each segment. */
-static int runtime_is_littered(void)
+static void litter_look(void)
 {
-    DIR *d = opendir(name_directory(registry->pool, retained->path));
-    int found = d == NULL; /* it cannot be told */
-    const struct dirent *entry;
-
-    while (!found && (entry = readdir(d)) != NULL) {
-        const char *suffix = strrchr(entry->d_name, '.');
-
-        found = suffix
-                && (!strcmp(suffix, store_suffix[STORE_STOP])
-                    || !strcmp(suffix, store_suffix[STORE_CHECKPOINT])
-                    || !strcmp(suffix, STORE_BEFORE));
-    }
-    if (d) {
-        closedir(d);
-    }
-    return found;
+    registry->littered = directory_has(
+        name_directory(registry->pool, retained->path), store_suffix);
 }
 
-/* May such a file of the segment be there, and is it ours to remove? */
+/* May a new file of the segment be there which a killed process has left half
+ * written, or one of before, and is it ours to remove?  There seldom is one, so
+ * the runtime directory is asked once, and not for each segment. */
 static int litter_may_be(const ap_slotmem_instance_t *s)
 {
     return s->store && runtime_may_write()
@@ -1756,7 +1742,7 @@ static void litter_remove_all(void)
     const ap_slotmem_instance_t *s;
     apr_pool_t *p = scratch_pool();
 
-    registry->littered = runtime_is_littered();
+    litter_look();
     for (s = registry->first; s; s = s->next) {
         litter_remove(s, p);
     }
@@ -2396,7 +2382,7 @@ static void runtime_arrive(void)
     }
     registry->looked = getpid();
     (void)runtime_look(&before);
-    registry->littered = runtime_is_littered();
+    litter_look();
     if (before == RUNTIME_UNKNOWN) {
         registry->arrived = 1;
         registry->remains = platform_has_objects();
@@ -2742,6 +2728,9 @@ static void checkpoint_kill(void)
 {
     if (checkpoint_lives()) {
         checkpoint.called_off = 1;
+        /* On a busy machine it would not come to its end: it is waited for. */
+        setpriority(PRIO_PROCESS, (id_t)retained->helper,
+                    getpriority(PRIO_PROCESS, 0));
         kill(retained->helper, SIGKILL);
     }
 }

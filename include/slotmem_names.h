@@ -19,8 +19,8 @@
  * @brief Names of segments and of files, and bytes as text.
  *
  * Knows APR's pools and MD5, nothing of httpd.  Every function may be called
- * by any thread and touches nothing but its arguments; path_is_too_long()
- * asks the file system.
+ * by any thread and touches nothing but its arguments; path_is_too_long() and
+ * directory_has() ask the file system.
  *
  *     a segment's name    "" or NULL or "none"   it has none
  *                         "/PATH"                absolute: the path itself
@@ -32,6 +32,7 @@
 #ifndef SLOTMEM_NAMES_H
 #define SLOTMEM_NAMES_H
 
+#include <dirent.h>
 #include <errno.h>
 #include <string.h>
 #include <strings.h>
@@ -113,6 +114,27 @@ static inline const char *name_directory(apr_pool_t *p, const char *path)
            : slash == path
                ? "/"
                : apr_pstrmemdup(p, path, (apr_size_t)(slash - path));
+}
+
+/** Has a directory a name that ends in one of those, the last of which is
+ *  NULL?  1, too, if it cannot be read.  Suffixes have one dot each. */
+static inline int directory_has(const char *path, const char *const *suffixes)
+{
+    DIR *d = opendir(path);
+    const struct dirent *entry;
+    int found = d == NULL, i;
+
+    while (!found && (entry = readdir(d)) != NULL) {
+        const char *dot = strrchr(entry->d_name, '.');
+
+        for (i = 0; dot && suffixes[i] && !found; i++) {
+            found = strcmp(dot, suffixes[i]) == 0;
+        }
+    }
+    if (d) {
+        closedir(d);
+    }
+    return found;
 }
 
 #endif /* SLOTMEM_NAMES_H */

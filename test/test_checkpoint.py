@@ -428,6 +428,9 @@ def test_helper_that_the_kernel_holds(fast, ends):
         with server.announced("was killed but does not end"):
             server.graceful()
         assert harness.is_alive(pid)
+        # It was waited for, so it was not to be behind everybody else.
+        assert os.getpriority(os.PRIO_PROCESS, pid) \
+            == os.getpriority(os.PRIO_PROCESS, server.pid)
         assert in_file(server) == b"final" and text_of(server) == b"final"
         if ends == "while it runs":
             put(server, b"later")
