@@ -353,9 +353,20 @@ def tests(system, prefix):
     return count.get("passed", 0), failed, count.get("skipped", 0)
 
 
+def commit():
+    """Which tree this is; a + says that it was changed since."""
+    git = ["git", "-C", TOP]
+    head = subprocess.run(git + ["rev-parse", "--short", "HEAD"], check=True,
+                          stdout=subprocess.PIPE, text=True).stdout.strip()
+    changed = subprocess.run(git + ["status", "--porcelain"], check=True,
+                             stdout=subprocess.PIPE).stdout
+    return head + ("+" if changed else "")
+
+
 def run(system):
     """The row of a system."""
     make_root(system)
+    tree = commit()
     put_tree(system)
     status, output = inside(system, "sh", "-c", PREPARE, seconds=1200)
     if status:
@@ -373,7 +384,7 @@ def run(system):
                   + ("ordinary user" if system.as_user else "root"),
         **found, "ran": f"{words} ({system.mpm})", "passed": counts[0],
         "failed": counts[1], "skipped": counts[2],
-        "date": datetime.date.today().isoformat()}
+        "commit": tree, "date": datetime.date.today().isoformat()}
 
 
 # ---------------------------------------------------------------------------
@@ -381,9 +392,9 @@ def run(system):
 # ---------------------------------------------------------------------------
 
 COLUMNS = ("system", "httpd", "apr", "shm", "machine", "ran", "passed",
-           "failed", "skipped", "date")
+           "failed", "skipped", "date", "commit")
 HEADS = ("system", "httpd", "APR", "shared memory", "processor", "what ran",
-         "passed", "failed", "skipped", "when")
+         "passed", "failed", "skipped", "when", "commit")
 
 
 def kept_rows():
