@@ -636,7 +636,7 @@ static void scene_takeover(input_t *in, apr_pool_t *p)
                   && o->s->layout.item_size == g.size,
               "it is what the marker says");
         emit_all(o->s);
-        (void)orphan_is_newer(o);
+        (void)orphan_is_newer(o, p);
         (void)inherit_memory(s, o->s, ORIGIN_MEMORY);
     }
     emit_all(s);
