@@ -2301,6 +2301,11 @@ static int orphan_is_newer(const orphan_t *o, apr_pool_t *p)
     const int same = note_has(o->s, there ? &st : NULL, &stored);
 
     if (same == 0 && (there ? !file_is_good(o->s, o->s->store, p) : !stored)) {
+        if (there && runtime_may_write()) {
+            store_put_aside(o->s, "it is damaged, or no file of this server's",
+                            "the memory of the run that was killed is used", 0,
+                            p);
+        }
         return 1;
     }
     if (!there && same == 0) {

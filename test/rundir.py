@@ -151,6 +151,11 @@ class Disk:
         self._filler = os.path.join(self.path, "filler")
 
     def fill(self):
+        # What is there for a moment would leave room behind.
+        harness.wait_for(
+            lambda: not [name for name in os.listdir(self.run_dir) if name
+                         .endswith((".new", ".checkpoint", ".before"))],
+            "the helper to be done")
         with open(self._filler, "ab", buffering=0) as file:
             with contextlib.suppress(OSError):
                 while True:

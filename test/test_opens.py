@@ -36,6 +36,7 @@ import hostile
 import httpd as harness
 import sharedmem
 import shim
+from rundir import halt_helper
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0,
@@ -193,6 +194,7 @@ def test_parent_starts_after_a_kill_beside_what_nobody_planted(httpd, kind):
     if kind in ("image", "linked"):
         # The run's identity is known to its children, so the image has it.
         server.start()
+        halt_helper(server)     # no file has it, if memory is not believed
         fill(server, b"kept")
         image = image_of(server, "model", b"forged")
         os.unlink(path)
@@ -201,6 +203,7 @@ def test_parent_starts_after_a_kill_beside_what_nobody_planted(httpd, kind):
         if server.pid is None:
             server.expect_log(NAME_IN_USE)
             server.start()
+            halt_helper(server)
             fill(server, b"kept")
             planted.check()
         server.kill_all()

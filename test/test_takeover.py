@@ -305,8 +305,11 @@ def test_damaged_file_is_no_better_than_memory(httpd):
     for name in "seg", "cleared", os.path.join(server.root, "absolute"):
         storedfile.write(server.persist_path(name), b"damaged")
     server.allow_log("AH00098")
+    server.expect_log("AH02551: .*the memory of the run that was killed is")
     server.start()
     check_taken(server, b"newest")
+    assert storedfile.read(server.persist_path("seg")
+                           + ".rejected") == b"damaged"
     assert storedfile.Stored(
         server.persist_path("seg")).slots[0].startswith(b"newest")
 

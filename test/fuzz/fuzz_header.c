@@ -27,9 +27,11 @@
  *     CALLS     calls the provider, changing bytes between the calls
  *
  * AddressSanitizer watches all but shared memory; there, guard pages lie
- * around the mapping, and the rest of its last page is poisoned.  SIGSEGV is
- * not for guarded() to catch here: nothing may run past a mapping.  SIGBUS
- * is, for objects may be cut short.
+ * around the mapping, and the rest of its last page is poisoned, as is all of
+ * it once it was unmapped.  SIGSEGV is not for guarded() to catch here: nothing
+ * may run past a mapping.  run.sh gives the module few stripes and a small
+ * sink, so that small segments have slots that share a lock, and images in
+ * several parts.
  *
  * Time is made up: it goes on with every look at the clock and every nap, so
  * a call that would wait for 10 s does so in no time.
@@ -112,10 +114,60 @@ static int standin_kill(pid_t pid, int sig)
     return 0;
 }
 
+/* The process the module runs in, as every process, began when its number
+ * says; of some nobody knows. */
+static pid_t standin_getpid(void)
+{
+    return 4244;
+}
+
+/* No stored file is there. */
+static int standin_lstat(const char *path, struct stat *st)
+{
+    (void)path;
+    (void)st;
+    errno = ENOENT;
+    return -1;
+}
+
+/* To set a handler twice for each guarded() is much of a run, so one stays,
+ * and does what the handler would do that the module has set. */
+static struct sigaction bus_set, bus_before;
+
+static void bus_handler(int sig)
+{
+    if (bus_set.sa_handler != SIG_DFL) {
+        bus_set.sa_handler(sig);
+        return;
+    }
+    sigaction(sig, &bus_before, NULL); /* the instruction faults again */
+}
+
 static int standin_sigaction(int sig, const struct sigaction *act,
                              struct sigaction *old)
 {
-    return sig == SIGSEGV ? 0 : sigaction(sig, act, old);
+    static int is_there;
+
+    if (sig == SIGSEGV) {
+        return 0;
+    }
+    if (sig != SIGBUS) {
+        abort();
+    }
+    if (!is_there) {
+        struct sigaction stays;
+
+        memset(&stays, 0, sizeof(stays));
+        stays.sa_handler = bus_handler;
+        stays.sa_flags = SA_NODEFER; /* sigsetjmp() keeps no mask, below */
+        sigemptyset(&stays.sa_mask);
+        is_there = sigaction(sig, &stays, &bus_before) == 0;
+    }
+    if (old) {
+        *old = bus_set;
+    }
+    bus_set = *act;
+    return 0;
 }
 
 static apr_status_t standin_trylock(apr_global_mutex_t *m)
@@ -124,90 +176,105 @@ static apr_status_t standin_trylock(apr_global_mutex_t *m)
     return APR_SUCCESS;
 }
 
+/*
+ * Mappings, each between two guard pages.  They stay for the runs to come,
+ * for a new one costs more than a run; what nobody has is out of bounds.
+ */
+#define PAGE       ((size_t)4096)
+#define OBJECT_MAX (256 * PAGE)
+
+static int object = -1; /* what lies under every name: a file of OBJECT_MAX */
+static char *object_bytes;
+static size_t object_size; /* bytes that it has now */
+
+static struct {
+    char *base;
+    size_t pages;
+    int fd; /* -1: nobody else's memory */
+    int taken;
+} regions[512];
+#define REGIONS (sizeof(regions) / sizeof(regions[0]))
+
+static size_t pages_of(size_t len)
+{
+    return (len + PAGE - 1) / PAGE;
+}
+
+static char *region_map(size_t pages, int fd)
+{
+    char *room = mmap(NULL, (pages + 2) * PAGE, PROT_NONE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    char *base;
+
+    check(room != MAP_FAILED, "room");
+    base = mmap(room + PAGE, pages * PAGE, PROT_READ | PROT_WRITE,
+                MAP_SHARED | MAP_FIXED | (fd < 0 ? MAP_ANONYMOUS : 0), fd, 0);
+    check(base != MAP_FAILED, "a mapping");
+    return base;
+}
+
+/* `len` bytes of an object, or of memory of zeros. */
+static char *region_take(size_t len, int fd)
+{
+    const size_t pages = pages_of(len);
+    size_t i;
+
+    for (i = 0; i < REGIONS && regions[i].base; i++) {
+        if (!regions[i].taken && regions[i].pages == pages
+            && regions[i].fd == fd) {
+            break;
+        }
+    }
+    check(i < REGIONS, "few segments");
+    if (!regions[i].base) {
+        regions[i].base = region_map(pages, fd);
+        regions[i].pages = pages;
+        regions[i].fd = fd;
+    }
+    regions[i].taken = 1;
+    __asan_unpoison_memory_region(regions[i].base, len);
+    __asan_poison_memory_region(regions[i].base + len, pages * PAGE - len);
+    if (fd < 0) {
+        memset(regions[i].base, 0, len);
+    }
+    return regions[i].base;
+}
+
+static void region_give(const char *base, size_t len)
+{
+    size_t i;
+
+    for (i = 0; i < REGIONS && regions[i].base != base; i++) {
+        check(regions[i].base != NULL, "it is mapped");
+    }
+    check(i < REGIONS && regions[i].taken, "it is unmapped once");
+    check(regions[i].pages == pages_of(len), "and all of it");
+    regions[i].taken = 0;
+    __asan_poison_memory_region(regions[i].base, regions[i].pages * PAGE);
+}
+
+/* All of it is there already. */
+static int standin_madvise(void *base, size_t len, int advice)
+{
+    check(advice == MADV_POPULATE_WRITE, "the only advice");
+    check(__asan_region_is_poisoned(base, len) == NULL,
+          "memory that is asked for is mapped");
+    return 0;
+}
+
 struct apr_shm_t {
     char *base;
     size_t realsize, reqsize;
     apr_pool_t *pool;
-    int spare; /* its place among the spare, from 1; 0: none */
 };
 
-/* Anonymous mappings are used again, for a new one costs more than a run. */
-static struct {
-    char *base;
-    size_t realsize;
-    int taken;
-} spare[64];
-
-#define PAGE ((size_t)4096)
-
-static size_t pages_of(size_t len)
+static apr_status_t standin_shm_cleanup(void *data)
 {
-    return (len + PAGE - 1) / PAGE * PAGE;
-}
+    apr_shm_t *m = data;
 
-static char *standin_map(size_t len, int fd)
-{
-    size_t pages = pages_of(len);
-    char *room, *base;
-
-    if (len == 0 || len > (size_t)1 << 40) {
-        return MAP_FAILED;
-    }
-    room = mmap(NULL, pages + 2 * PAGE, PROT_NONE,
-                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (room == MAP_FAILED) {
-        return MAP_FAILED;
-    }
-    base = mmap(room + PAGE, len, PROT_READ | PROT_WRITE,
-                MAP_SHARED | MAP_FIXED | (fd < 0 ? MAP_ANONYMOUS : 0), fd, 0);
-    if (base == MAP_FAILED) {
-        abort();
-    }
-    return base;
-}
-
-static apr_status_t standin_shm_end(apr_shm_t *m)
-{
-    size_t pages = pages_of(m->realsize);
-
-    if (m->base != MAP_FAILED) {
-        if (m->spare) {
-            spare[m->spare - 1].taken = 0;
-            m->base = MAP_FAILED;
-            return APR_SUCCESS;
-        }
-        __asan_unpoison_memory_region(m->base + pages - PAGE, PAGE);
-        munmap(m->base - PAGE, pages + 2 * PAGE);
-        m->base = MAP_FAILED;
-    }
+    region_give(m->base, m->realsize);
+    m->base = NULL;
     return APR_SUCCESS;
-}
-
-static apr_status_t standin_shm_cleanup(void *m)
-{
-    return standin_shm_end(m);
-}
-
-static char *standin_spare(apr_shm_t *m)
-{
-    size_t i, n = sizeof(spare) / sizeof(spare[0]);
-
-    for (i = 0; i < n && spare[i].base; i++) {
-        if (!spare[i].taken && spare[i].realsize == m->realsize) {
-            memset(spare[i].base, 0, m->realsize);
-            break;
-        }
-    }
-    if (i == n) {
-        return standin_map(m->realsize, -1);
-    }
-    if (!spare[i].base) {
-        spare[i].base = standin_map(m->realsize, -1);
-        spare[i].realsize = m->realsize;
-    }
-    spare[i].taken = 1;
-    m->spare = (int)i + 1;
-    return spare[i].base;
 }
 
 static apr_status_t standin_shm_create(apr_shm_t **m, apr_size_t size,
@@ -218,10 +285,8 @@ static apr_status_t standin_shm_create(apr_shm_t **m, apr_size_t size,
     (*m)->pool = p;
     (*m)->reqsize = size;
     (*m)->realsize = size + 8;
-    (*m)->base = standin_spare(*m);
+    (*m)->base = region_take((*m)->realsize, -1);
     memcpy((*m)->base, &(*m)->realsize, 8);
-    __asan_poison_memory_region((*m)->base + (*m)->realsize,
-                                pages_of((*m)->realsize) - (*m)->realsize);
     apr_pool_cleanup_register(p, *m, standin_shm_cleanup,
                               apr_pool_cleanup_null);
     return APR_SUCCESS;
@@ -237,22 +302,42 @@ static void *standin_shm_baseaddr(const apr_shm_t *m)
     return (char *)((uintptr_t)m->base + 8);
 }
 
+/* Registries, of which there is one at a time, have their memory of one
+ * allocator, which keeps it. */
+static apr_status_t standin_allocator_create(apr_allocator_t **allocator)
+{
+    static apr_allocator_t *stays;
+    apr_status_t rv = stays ? APR_SUCCESS : apr_allocator_create(&stays);
+
+    *allocator = stays;
+    return rv;
+}
+
+static void standin_allocator_owner(apr_allocator_t *allocator,
+                                    apr_pool_t *pool)
+{
+    (void)allocator;
+    (void)pool;
+}
+
 #include "slotmem_platform.h"
 
-static int object = -1; /* what lies under every name */
+static enum platform_process standin_process_birth(pid_t pid, uint64_t *birth)
+{
+    *birth = (uint64_t)pid * 3;
+    return pid % 2   ? PLATFORM_PROCESS_DEAD
+           : pid & 2 ? PLATFORM_PROCESS_UNKNOWN
+                     : PLATFORM_PROCESS_BEGAN;
+}
 
 static int standin_object_open(platform_object_t *o, const char *key, uid_t uid)
 {
-    struct stat st;
-
     (void)uid;
     check(key[0] == '/', "a key is a path");
     platform_object_init(o, PLATFORM_SHM_POSIX);
     o->fd = dup(object);
-    if (o->fd < 0 || fstat(o->fd, &st) != 0) {
-        abort();
-    }
-    o->size = (uint64_t)st.st_size;
+    check(o->fd >= 0, "a descriptor");
+    o->size = object_size;
     return 0;
 }
 
@@ -260,29 +345,18 @@ static int standin_object_open(platform_object_t *o, const char *key, uid_t uid)
 static int standin_object_map(const platform_object_t *o, void **base,
                               size_t *len)
 {
-    char *start;
-
     if (o->size <= o->header) {
         return EINVAL;
     }
-    start = standin_map(o->size, o->fd);
-    if (start == MAP_FAILED) {
-        return ENOMEM;
-    }
-    __asan_poison_memory_region(start + o->size, pages_of(o->size) - o->size);
-    *base = start + o->header;
+    *base = region_take(o->size, object) + o->header;
     *len = o->size - o->header;
     return 0;
 }
 
 static void standin_object_unmap(enum platform_shm kind, void *base, size_t len)
 {
-    char *start = (char *)base - SLOTMEM_SHM_ALIGN;
-    const size_t pages = pages_of(len + SLOTMEM_SHM_ALIGN);
-
     check(kind == PLATFORM_SHM_POSIX, "it is the object's");
-    __asan_unpoison_memory_region(start + pages - PAGE, PAGE);
-    munmap(start - PAGE, pages + 2 * PAGE);
+    region_give((char *)base - SLOTMEM_SHM_ALIGN, len + SLOTMEM_SHM_ALIGN);
 }
 
 static void standin_object_remove(const platform_object_t *o, const char *key)
@@ -295,22 +369,36 @@ static void standin_object_remove(const platform_object_t *o, const char *key)
 #define platform_object_map    standin_object_map
 #define platform_unmap         standin_object_unmap
 #define platform_object_remove standin_object_remove
+#define platform_process_birth standin_process_birth
 
 #define apr_time_now             standin_time_now
 #define clock_gettime            standin_gettime
 #define apr_sleep                standin_sleep
 #define sched_yield              standin_yield
 #define kill                     standin_kill
+#define getpid                   standin_getpid
+#define lstat                    standin_lstat
+#define madvise                  standin_madvise
 #define sigaction(s, a, o)       standin_sigaction(s, a, o)
 #define apr_global_mutex_trylock standin_trylock
+#define apr_allocator_create     standin_allocator_create
+#define apr_allocator_owner_set  standin_allocator_owner
 #define apr_shm_create           standin_shm_create
 #define apr_shm_destroy          standin_shm_close
 #define apr_shm_baseaddr_get     standin_shm_baseaddr
+
+/* To save the mask of signals, which nobody changes, is a system call. */
+#include <setjmp.h>
+#undef sigsetjmp
+#define sigsetjmp(env, mask) __sigsetjmp(env, 0)
 
 #include "mod_slotmem_shm.c"
 
 #undef sigaction
 #undef kill
+#undef getpid
+#undef lstat
+#undef madvise
 
 #include "standin_httpd.h"
 
@@ -321,6 +409,7 @@ static void standin_object_remove(const platform_object_t *o, const char *key)
 typedef struct {
     const uint8_t *at;
     size_t left;
+    unsigned int sum; /* of all its bytes */
 } input_t;
 
 static uint64_t take(input_t *in, size_t bytes)
@@ -417,6 +506,9 @@ static void call_one(input_t *in, ap_slotmem_instance_t *s,
     visit_t v = { in, s, 0 };
     void *mem;
 
+    /* Any, or with the top bit clear about what there is. */
+    id = id & 0x8000 ? id : id % (s->layout.item_num + 2);
+    len = len & 0x8000 ? len : len % (s->layout.item_size + 2);
     len = len < room ? len : room;
     switch (take(in, 1) % 12) {
     case 0:
@@ -450,7 +542,8 @@ static void call_one(input_t *in, ap_slotmem_instance_t *s,
     case 8:
         if (slotmem_dptr(s, id, &mem) == APR_SUCCESS) {
             check((char *)mem >= s->slots
-                      && (char *)mem <= s->slots + s->layout.slots_len,
+                      && (size_t)((char *)mem - s->slots)
+                             <= s->layout.slots_len - s->layout.item_size,
                   "dptr is within the slots");
         }
         break;
@@ -495,16 +588,21 @@ typedef struct {
 
 static geometry_t geometry(input_t *in)
 {
-    static const unsigned int sizes[] = { 0, 1, 7, 8, 24, 64, 200, 66000 };
-    static const unsigned int nums[] = { 0,  1,  2, 63,  64, 65,   130,
-                                         65, 64, 3, 129, 66, 1025, 4097 };
+    static const unsigned int sizes[] = { 0, 1, 7, 8, 24, 64, 200, 272 };
+    static const unsigned int nums[] = { 0, 1, 2,  3,  4,  5,  6,   7,
+                                         2, 3, 63, 64, 65, 66, 129, 4097 };
     uint64_t v = take(in, 3);
     geometry_t g;
 
+    /* Large ones seldom: speed is worth more.  By all of the input, or what is
+     * found with a large one would be tried again and again with it. */
     g.size = sizes[v % 8];
-    g.num = nums[(v >> 3) % (v >> 8 & 15 ? 12 : 14)]; /* large ones seldom */
-    if (g.size > 200) { /* speed is worth more than size */
-        g.num %= 2;
+    g.num = nums[(v >> 3)
+                 % (in->sum % 64 == 0  ? 16
+                    : in->sum % 8 == 0 ? 15
+                                       : 10)];
+    if (g.size > 64) {
+        g.num %= 4;
     }
     g.type = (ap_slotmem_type_t)((v >> 16) & 15);
     return g;
@@ -527,15 +625,16 @@ static void object_make(input_t *in, const geometry_t *g)
 {
     static const unsigned char directory[16] = "a directory";
     ap_slotmem_instance_t s;
-    size_t len, cut, keep;
+    size_t len, cut;
     unsigned int changes = (unsigned int)take(in, 1) % 5;
     char *image;
 
     memset(&s, 0, sizeof(s));
     check(layout_make(&s.layout, g->size, g->num) == APR_SUCCESS, "it fits");
     len = SLOTMEM_SHM_ALIGN + s.layout.total;
-    image = aligned_alloc(SLOTMEM_SHM_ALIGN, slotmem_part_end(len));
-    memset(image, 0, len);
+    check(len <= OBJECT_MAX, "room");
+    image = object_bytes;
+    memset(image, 0, pages_of(len) * PAGE);
     memcpy(image, &len, sizeof(len));
     s.type = g->type;
     s.memory.base = image + SLOTMEM_SHM_ALIGN;
@@ -546,12 +645,7 @@ static void object_make(input_t *in, const geometry_t *g)
         scribble(in, image, len);
     }
     cut = (size_t)take(in, 1);
-    keep = cut & 1 ? len * cut / 256 : len;
-    if (pwrite(object, image, len, 0) != (ssize_t)len
-        || ftruncate(object, (off_t)keep) != 0) {
-        abort();
-    }
-    free(image);
+    object_size = cut & 1 ? len * cut / 256 : len;
 }
 
 static void orphans_of(char *text)
@@ -617,8 +711,8 @@ static void scene_takeover(input_t *in, apr_pool_t *p)
     g.type |= AP_SLOTMEM_TYPE_PERSIST;
     now = g;
     object_make(in, &g);
-    if (take(in, 1) % 4 == 0) {
-        now.num = (unsigned int)take(in, 1);
+    if (take(in, 1) % 2 == 0) { /* fewer, mostly, or a little more */
+        now.num = (unsigned int)take(in, 1) % (g.num + 3);
     }
     orphans_of(apr_psprintf(p,
                             MARKER_TITLE
@@ -636,7 +730,7 @@ static void scene_takeover(input_t *in, apr_pool_t *p)
                   && o->s->layout.item_size == g.size,
               "it is what the marker says");
         emit_all(o->s);
-        (void)orphan_is_newer(o);
+        (void)orphan_is_newer(o, p);
         (void)inherit_memory(s, o->s, ORIGIN_MEMORY);
     }
     emit_all(s);
@@ -677,14 +771,20 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     /* Of small pages, where memfd_create() may take huge ones: to clear those
      * was most of a run. */
     object = open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    return object < 0;
+    check(object >= 0 && ftruncate(object, OBJECT_MAX) == 0, "an object");
+    object_bytes = region_map(OBJECT_MAX / PAGE, object);
+    return 0;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    input_t in = { data, size };
+    input_t in = { data, size, 0 };
     apr_pool_t *p;
+    size_t i;
 
+    for (i = 0; i < size; i++) {
+        in.sum += data[i];
+    }
     if (registry_open() != APR_SUCCESS) {
         abort();
     }

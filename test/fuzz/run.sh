@@ -17,9 +17,9 @@
 # Builds and runs a fuzzer, fuzz_NAME.c: run.sh NAME [ARGUMENT ...]
 #
 # FUZZ_SECONDS says for how long (restore 45, others 20), FUZZ_RUNS how often
-# instead; arguments go to libFuzzer, a file that crashed it for instance.
-# CLANG names the compiler.  What it learns stays in build/fuzz/NAME.corpus,
-# what crashes it in build/fuzz/.
+# instead (FUZZ_RUNS=10000000 before a release); arguments go to libFuzzer, a
+# file that crashed it for instance.  CLANG names the compiler.  What it learns
+# stays in build/fuzz/NAME.corpus, what crashes it in build/fuzz/.
 set -eu
 name=$1
 shift
@@ -47,7 +47,10 @@ case $name in
         set -- -max_len=4096 "$@" ;;
     *)
         # As many ways to wait for a lock, less often each: it was most of a run.
-        with="SLOTMEM_SNAPSHOT_TRIES:slotmem_locks.h:24u
+        # Stripes that are shared, and images in parts, in small segments.
+        with="SLOTMEM_STRIPES_MAX:slotmem_locks.h:32u
+            SINK_SIZE:slotmem_store.h:256u
+            SLOTMEM_SNAPSHOT_TRIES:slotmem_locks.h:24u
             SLOTMEM_SNAPSHOT_NAPS:slotmem_locks.h:8u
             SLOTMEM_WAIT_SPINS:slotmem_locks.h:4u
             SLOTMEM_WAIT_YIELDS:slotmem_locks.h:4u" ;;
