@@ -404,10 +404,12 @@ start_clients() {
     done
 }
 
-requests() { cat "$dir"/client.* | wc -l; }
+# A client may be in the middle of a line, or have been killed there.
+codes() { grep -h '^[0-9][0-9][0-9]$' "$dir"/client.*; }
+requests() { codes | wc -l; }
 # 000 is curl's word for "nobody answered".
-refused() { cat "$dir"/client.* | grep -c '^000'; }
-failed() { cat "$dir"/client.* | grep -vc -e '^200' -e '^000'; }
+refused() { codes | grep -c '^000'; }
+failed() { codes | grep -vc -e '^200' -e '^000'; }
 
 # A server that is stopped, restarted hard or killed cuts its requests off: then,
 # and until the next one answers, an error is no wonder and is counted apart.
@@ -670,7 +672,7 @@ fi
 # Stopped here, so that what is left behind can be told.
 # shellcheck disable=SC2086
 kill $clients 2>/dev/null
-echo "Now the server is stopped.  It answered $(cat "$dir"/client.* | grep -c '^200') requests; $(refused) came while it was down."
+echo "Now the server is stopped.  It answered $(codes | grep -c '^200') requests; $(refused) came while it was down."
 note_shm
 "$httpd" -f "$dir/front.conf" -k stop
 wait_for 30 gone front || { show_log front; die "the server does not stop"; }
