@@ -290,10 +290,11 @@ def test_another_runtime_directory_from_a_restart_on(quick, mpm, step):
 
 
 @pytest.mark.parametrize("how", ["kill", "foreign", "foreign and kill"])
-def test_another_runtime_directory_where_nothing_is_stored_yet(httpd, how):
+def test_another_runtime_directory_where_nothing_is_stored_yet(httpd, mpm,
+                                                               how):
     """That the state was stored in the old one says nothing of the new one: it
     is not deleted there, and a good file that lies there is somebody else's."""
-    server = httpd(CONF, start=False)
+    server = httpd(CONF, start=False, mpm=mpm)
     server.allow_log("AH00098")
     faults = shim.Faults(server)
     elsewhere = os.path.join(server.root, "elsewhere")

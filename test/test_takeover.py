@@ -296,10 +296,10 @@ def test_file_is_taken_when_memory_is_gone(httpd):
     assert not server.log_lines(TAKEN)
 
 
-def test_damaged_file_is_no_better_than_memory(httpd):
+def test_damaged_file_is_no_better_than_memory(httpd, mpm):
     """A file that is another than the run has stored counts before its memory;
     but not one that would be refused."""
-    server = httpd(CONF)
+    server = httpd(CONF, mpm=mpm)
     write_all(server, b"newest")
     server.kill_all()
     for name in "seg", "cleared", os.path.join(server.root, "absolute"):
