@@ -90,8 +90,8 @@ def guard_pages():
     with harness.build_lock():
         if (not os.path.exists(built)
                 or os.path.getmtime(built) < os.path.getmtime(source)):
-            subprocess.run([os.environ.get("CC", "cc"), "-shared", "-fPIC",
-                            "-O2", "-Wall", "-Wextra", "-o", built, source],
+            subprocess.run([*harness.compiler(), "-shared", "-fPIC", "-O2",
+                            "-Wall", "-Wextra", "-o", built, source],
                            check=True)
     return built
 

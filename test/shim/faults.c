@@ -410,10 +410,12 @@ BY_PATH(stat, (const char *restrict path, struct stat *restrict st), (path, st),
         below(path))
 BY_PATH(lstat, (const char *restrict path, struct stat *restrict st),
         (path, st), below(path))
+#ifdef __GLIBC__ /* to musl these are other words for the same */
 BY_PATH(stat64, (const char *restrict path, struct stat64 *restrict st),
         (path, st), below(path))
 BY_PATH(lstat64, (const char *restrict path, struct stat64 *restrict st),
         (path, st), below(path))
+#endif
 
 /* Whether CALLS names this one, which "*" does not mean. */
 static int is_named(const char *call)
@@ -467,7 +469,9 @@ pid_t fork(void)
     }
 
 MMAP(mmap, off_t)
+#ifdef __GLIBC__
 MMAP(mmap64, off64_t)
+#endif
 
 int madvise(void *at, size_t len, int advice)
 {
@@ -479,10 +483,16 @@ int madvise(void *at, size_t len, int advice)
     return (int)syscall(SYS_madvise, at, len, advice);
 }
 
-/* glibc's own, since dlsym() allocates. */
+#ifdef __GLIBC__
+/* Its own, since dlsym() allocates. */
 extern void *__libc_malloc(size_t len);
 extern void *__libc_calloc(size_t count, size_t len);
 extern void *__libc_realloc(void *old, size_t len);
+#else
+#define __libc_malloc  REAL(malloc)
+#define __libc_calloc  REAL(calloc)
+#define __libc_realloc REAL(realloc)
+#endif
 
 #define MUCH 65536
 
@@ -537,6 +547,7 @@ int rename(const char *from, const char *to)
     }
 
 OPEN(open)
+#ifdef __GLIBC__
 OPEN(open64)
 
 /* What <fcntl.h> makes of a call without a mode whose flags it cannot see. */
@@ -550,6 +561,7 @@ int __open_2(const char *path, int flags)
     result = REAL(__open_2)(path, flags);
     END(verdict, result);
 }
+#endif
 
 int shm_open(const char *name, int flags, mode_t mode)
 {
@@ -639,7 +651,9 @@ ssize_t read(int fd, void *buffer, size_t len)
     }
 
 PREAD(pread, off_t)
+#ifdef __GLIBC__
 PREAD(pread64, off64_t)
+#endif
 
 off_t lseek(int fd, off_t off, int whence)
 {
@@ -700,7 +714,9 @@ ssize_t write(int fd, const void *buffer, size_t len)
     }
 
 PWRITE(pwrite, off_t)
+#ifdef __GLIBC__
 PWRITE(pwrite64, off64_t)
+#endif
 
 #define FLUSH(name)                                                            \
     int name(int fd)                                                           \
@@ -753,7 +769,9 @@ int syncfs(int fd)
     }
 
 LOCK(fcntl)
+#ifdef __GLIBC__
 LOCK(fcntl64)
+#endif
 
 int flock(int fd, int what)
 {
@@ -778,7 +796,9 @@ int flock(int fd, int what)
     }
 
 TRUNCATE(ftruncate, off_t)
+#ifdef __GLIBC__
 TRUNCATE(ftruncate64, off64_t)
+#endif
 
 /* The descriptor is gone even when close() says that something failed, which
  * it never does for memory. */
