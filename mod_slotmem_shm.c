@@ -2792,6 +2792,21 @@ static void checkpoint_register(void)
                                   &checkpoint, NULL, checkpoint.pool);
 }
 
+/* A signal that comes before the helper heeds none waits until it does. */
+static pid_t checkpoint_fork(void)
+{
+    sigset_t all, before;
+    pid_t pid;
+
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, &before);
+    pid = fork();
+    if (pid != 0) {
+        sigprocmask(SIG_SETMASK, &before, NULL);
+    }
+    return pid;
+}
+
 /* Begins the helper, if there is something for it to do and none lives.  One
  * that a restart could not end is still this process's child, and no other
  * begins before it has ended. */
@@ -2811,7 +2826,7 @@ static void checkpoint_start(void)
         return;
     }
     checkpoint_forget();
-    pid = pipe(ends) == 0 ? fork() : -1;
+    pid = pipe(ends) == 0 ? checkpoint_fork() : -1;
     if (pid == 0) {
         close(ends[1]);
         checkpoint_helper(ends[0]);
