@@ -85,6 +85,14 @@
 
 #include "mod_slotmem_shm.h"
 
+/* Linux 5.14's.  The headers of glibc before 2.35 and of musl 1.2.3 do
+ * not have it, and what is built there runs on newer kernels as well; an older
+ * one answers EINVAL. */
+#if defined(__linux__) && !defined(MADV_POPULATE_WRITE)                        \
+    && !defined(PLATFORM_NO_POPULATE)
+#define MADV_POPULATE_WRITE 23
+#endif
+
 /* ==================== processes ==================== */
 
 enum platform_process {

@@ -63,6 +63,10 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#ifndef MADV_POPULATE_WRITE /* the C library may be older than the kernel */
+#define MADV_POPULATE_WRITE 23
+#endif
+
 #define PATH_LEN  4096
 #define DIRTY_MAX 1024
 
@@ -475,11 +479,9 @@ MMAP(mmap64, off64_t)
 
 int madvise(void *at, size_t len, int advice)
 {
-#ifdef MADV_POPULATE_WRITE
     if (advice == MADV_POPULATE_WRITE && judge_nowhere("populate") == FAIL) {
         return -1;
     }
-#endif
     return (int)syscall(SYS_madvise, at, len, advice);
 }
 
