@@ -58,12 +58,13 @@ def address_sanitizer():
     """(module, environment): a server that AddressSanitizer watches.
 
     Of a module that was built elsewhere (SLOTMEM_MODULE) there is no source to
-    build so: guard pages alone watch it then.
+    build so, and gcc has no AddressSanitizer for musl: guard pages alone watch
+    it then.
     """
-    if "SLOTMEM_MODULE" in os.environ:
+    if "SLOTMEM_MODULE" in os.environ or not _has_address_sanitizer():
         return harness.our_module(), {"LD_PRELOAD": guard_pages()}
     # Under a name of its own, since others build that source with other flags.
-    source = os.path.join(harness.TOP, "build", "test", "slotmem_shm_asan.c")
+    source = os.path.join(harness.BUILD, "slotmem_shm_asan.c")
     os.makedirs(os.path.dirname(source), exist_ok=True)
     shutil.copy(os.path.join(harness.TOP, "mod_slotmem_shm.c"),
                 f"{source}.{os.getpid()}")
@@ -77,16 +78,29 @@ def address_sanitizer():
                         "abort_on_error=1:use_sigaltstack=0"}
 
 
+def _has_address_sanitizer():
+    """Whether what the compiler builds so runs."""
+    with tempfile.TemporaryDirectory(prefix="slotmem-") as folder:
+        program = os.path.join(folder, "program")
+        done = subprocess.run(
+            [*harness.compiler(), "-fsanitize=address", "-x", "c", "-o",
+             program, "-"], input="int main(void) { return 0; }", text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return done.returncode == 0 and subprocess.run(
+            [program], stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL).returncode == 0
+
+
 def _library_of_compiler(name):
-    return subprocess.run([os.environ.get("CC", "cc"),
-                           f"-print-file-name={name}"], check=True, text=True,
+    return subprocess.run([*harness.compiler(), f"-print-file-name={name}"],
+                          check=True, text=True,
                           stdout=subprocess.PIPE).stdout.strip()
 
 
 def guard_pages():
     """A library for LD_PRELOAD that puts guards around shared mappings."""
     source = os.path.join(harness.TOP, "test", "attacker", "guard_pages.c")
-    built = os.path.join(harness.TOP, "build", "test", "guard_pages.so")
+    built = os.path.join(harness.BUILD, "guard_pages.so")
     with harness.build_lock():
         if (not os.path.exists(built)
                 or os.path.getmtime(built) < os.path.getmtime(source)):

@@ -21,7 +21,8 @@
  *     crash of PID by signal 11: libapr-1.so.0:apr_os_sock_get < ...
  *
  * A call without a name that its file exports is a question mark.  Then the
- * child ends as it would have.
+ * child ends as it would have.  Where the C library has no backtrace() (musl),
+ * what was built with frame pointers is seen: test/platforms/musl.sh.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* dladdr */
@@ -35,6 +36,10 @@
 
 #ifdef __GLIBC__
 #include <execinfo.h>
+#else
+#include <stdint.h>
+#include <sys/uio.h>
+#include <ucontext.h>
 #endif
 
 #include "httpd.h"
@@ -43,55 +48,95 @@
 #define DEPTH 40
 
 #ifdef __GLIBC__
-static void crashed(int number)
+/* The first is this one, then come its caller and the kernel's way there. */
+__attribute__((noinline)) static int calls_of(void **calls, void *context)
+{
+    void *all[DEPTH + 3];
+    int depth = backtrace(all, DEPTH + 3);
+
+    (void)context;
+    depth = depth > 3 ? depth - 3 : 0;
+    memcpy(calls, all + 3, (size_t)depth * sizeof(*calls));
+    return depth;
+}
+#elif defined(__x86_64__)
+/* Where a frame begins lies the address of the one above, and behind it where
+ * that goes on; what is no frame may be no memory, either. */
+static int calls_of(void **calls, void *context)
+{
+    const ucontext_t *at = context;
+    uintptr_t frame[2] = { (uintptr_t)at->uc_mcontext.gregs[REG_RBP], 0 };
+    struct iovec to = { frame, sizeof(frame) }, from = { NULL, sizeof(frame) };
+    int depth = 1;
+
+    calls[0] = (void *)at->uc_mcontext.gregs[REG_RIP];
+    while (depth < DEPTH) {
+        from.iov_base = (void *)frame[0];
+        if (process_vm_readv(getpid(), &to, 1, &from, 1, 0)
+                != (ssize_t)sizeof(frame)
+            || frame[0] <= (uintptr_t)from.iov_base) {
+            break;
+        }
+        calls[depth++] = (void *)frame[1];
+    }
+    return depth;
+}
+#else
+static int calls_of(void **calls, void *context)
+{
+    (void)calls;
+    (void)context;
+    return 0;
+}
+#endif
+
+static void crashed(int number, siginfo_t *info, void *context)
 {
     void *calls[DEPTH];
     char line[4096];
-    int depth = backtrace(calls, DEPTH), i;
+    int depth = calls_of(calls, context), i;
     int len = snprintf(line, sizeof(line),
                        "crash of %ld by signal %d:", (long)getpid(), number);
 
-    /* The first is this one, the second the kernel's way here. */
-    for (i = 2; i < depth && len < (int)sizeof(line) - 200; i++) {
+    (void)info;
+    for (i = 0; i < depth && len < (int)sizeof(line) - 200; i++) {
         const char *file = "?", *name = "?";
-        Dl_info info;
+        Dl_info where;
 
-        if (dladdr(calls[i], &info) && info.dli_fname) {
-            file = strrchr(info.dli_fname, '/');
-            file = file ? file + 1 : info.dli_fname;
-            name = info.dli_sname ? info.dli_sname : name;
+        if (dladdr(calls[i], &where) && where.dli_fname) {
+            file = strrchr(where.dli_fname, '/');
+            file = file ? file + 1 : where.dli_fname;
+            name = where.dli_sname ? where.dli_sname : name;
         }
-        len += snprintf(line + len, 200, "%s %.90s:%.90s", i == 2 ? "" : " <",
+        len += snprintf(line + len, 200, "%s %.90s:%.90s", i == 0 ? "" : " <",
                         file, name);
     }
     line[len++] = '\n';
     (void)!write(STDERR_FILENO, line, (size_t)len);
     raise(number); /* it may have been sent, and would not come again */
 }
-#endif
 
 static void child_init(apr_pool_t *p, server_rec *s)
 {
-#ifdef __GLIBC__
     struct sigaction action;
+#ifdef __GLIBC__
     void *calls[1];
+#endif
 
     (void)p;
     (void)s;
     if (dlsym(RTLD_DEFAULT, "__asan_init")) {
         return; /* it tells better */
     }
+#ifdef __GLIBC__
     (void)backtrace(calls, 1); /* loads what it needs now */
+#endif
     memset(&action, 0, sizeof(action));
-    action.sa_handler = crashed;
-    action.sa_flags = (int)SA_RESETHAND;
+    action.sa_sigaction = crashed;
+    action.sa_flags = (int)(SA_RESETHAND | SA_SIGINFO);
     sigaction(SIGSEGV, &action, NULL);
     sigaction(SIGBUS, &action, NULL);
     sigaction(SIGABRT, &action, NULL);
-#else
-    (void)p;
-    (void)s;
-#endif
 }
 
 static void register_hooks(apr_pool_t *p)

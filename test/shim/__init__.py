@@ -26,12 +26,13 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def library(name):
-    """build/test/shim/NAME-*.so, built when its text has changed."""
+    """shim/NAME-*.so, built when its text has changed."""
     source = os.path.join(HERE, name + ".c")
+    digest = hashlib.sha256(repr(harness.compiler()).encode())
     with open(source, "rb") as text:
-        digest = hashlib.sha256(text.read()).hexdigest()[:16]
-    folder = os.path.join(harness.TOP, "build", "test", "shim")
-    path = os.path.join(folder, f"{name}-{digest}.so")
+        digest.update(text.read())
+    folder = os.path.join(harness.BUILD, "shim")
+    path = os.path.join(folder, f"{name}-{digest.hexdigest()[:16]}.so")
     with harness.build_lock():
         if not os.path.exists(path):
             os.makedirs(folder, exist_ok=True)
