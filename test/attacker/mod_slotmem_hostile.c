@@ -390,15 +390,30 @@ static int command(char *line, char *answer)
     return 0;
 }
 
+/* The next order, one at a time is sent.  Without stdio: where a thread waits
+ * in it, musl's exit() waits for that thread, and so for ever. */
+static int read_line(int fd, char *line)
+{
+    size_t len = 0;
+    ssize_t got;
+
+    do {
+        got = len < LINE ? read(fd, line + len, LINE - len) : 0;
+        len += got > 0 ? (size_t)got : 0;
+    } while (got > 0 && line[len - 1] != '\n');
+    if (got > 0) {
+        line[len - 1] = '\0';
+    }
+    return got > 0;
+}
+
 static void serve(int fd)
 {
     static char line[LINE], answer[LINE];
-    FILE *in = fdopen(fd, "r");
 
-    while (in && fgets(line, sizeof line, in)) {
+    while (read_line(fd, line)) {
         size_t len;
 
-        line[strcspn(line, "\n")] = '\0';
         errno = 0;
         if (!command(line, answer)) {
             sprintf(answer, "error %s", strerror(errno));
@@ -409,9 +424,7 @@ static void serve(int fd)
             break;
         }
     }
-    if (in) {
-        fclose(in);
-    }
+    close(fd);
 }
 
 static void *serve_all(void *data)
