@@ -2811,7 +2811,7 @@ static void checkpoint_start(void)
         return;
     }
     checkpoint_forget();
-    pid = pipe(ends) == 0 ? fork() : -1;
+    pid = pipe(ends) == 0 ? platform_fork_deaf() : -1;
     if (pid == 0) {
         close(ends[1]);
         checkpoint_helper(ends[0]);

@@ -85,6 +85,14 @@
 
 #include "mod_slotmem_shm.h"
 
+/* Linux 5.14's.  The headers of glibc before 2.35 and of musl 1.2.3 do
+ * not have it, and what is built there runs on newer kernels as well; an older
+ * one answers EINVAL. */
+#if defined(__linux__) && !defined(MADV_POPULATE_WRITE)                        \
+    && !defined(PLATFORM_NO_POPULATE)
+#define MADV_POPULATE_WRITE 23
+#endif
+
 /* ==================== processes ==================== */
 
 enum platform_process {
@@ -262,6 +270,22 @@ static inline enum platform_process platform_process_birth(pid_t pid,
     return kill(pid, 0) != 0 && errno == ESRCH ? PLATFORM_PROCESS_DEAD
                                                : PLATFORM_PROCESS_UNKNOWN;
 #endif
+}
+
+/* fork(), but a signal waits until the child heeds it, or has it ignored, and
+ * sets its mask. */
+static inline pid_t platform_fork_deaf(void)
+{
+    sigset_t all, before;
+    pid_t pid;
+
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, &before);
+    pid = fork();
+    if (pid != 0) {
+        sigprocmask(SIG_SETMASK, &before, NULL);
+    }
+    return pid;
 }
 
 /*

@@ -91,8 +91,8 @@ def guard_pages():
         os.makedirs(harness.BUILD, exist_ok=True)
         if (not os.path.exists(built)
                 or os.path.getmtime(built) < os.path.getmtime(source)):
-            subprocess.run([os.environ.get("CC", "cc"), "-shared", "-fPIC",
-                            "-O2", "-Wall", "-Wextra", "-o", built, source],
+            subprocess.run([*harness.compiler(), "-shared", "-fPIC", "-O2",
+                            "-Wall", "-Wextra", "-o", built, source],
                            check=True)
     return built
 

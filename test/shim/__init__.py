@@ -35,9 +35,9 @@ def library(name):
     with harness.build_lock():
         if not os.path.exists(path):
             os.makedirs(folder, exist_ok=True)
-            subprocess.run(["gcc", "-std=gnu11", "-Wall", "-Wextra", "-O1",
-                            "-fPIC", "-shared", "-o", path + ".new", source,
-                            "-ldl"], check=True)
+            subprocess.run([*harness.compiler(), "-std=gnu11", "-Wall",
+                            "-Wextra", "-O1", "-fPIC", "-shared", "-o",
+                            path + ".new", source, "-ldl"], check=True)
             os.rename(path + ".new", path)
     return path
 
