@@ -102,6 +102,7 @@ def guard_pages():
     source = os.path.join(harness.TOP, "test", "attacker", "guard_pages.c")
     built = os.path.join(harness.BUILD, "guard_pages.so")
     with harness.build_lock():
+        os.makedirs(harness.BUILD, exist_ok=True)
         if (not os.path.exists(built)
                 or os.path.getmtime(built) < os.path.getmtime(source)):
             subprocess.run([*harness.compiler(), "-shared", "-fPIC", "-O2",

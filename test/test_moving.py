@@ -240,7 +240,7 @@ def a2enmod():
         return os.path.dirname(shutil.which("a2enmod"))
     if not shutil.which("apt-get"):
         pytest.skip("no a2enmod on this system")
-    folder = os.path.join(harness.TOP, "build", "test", "apache2")
+    folder = os.path.join(harness.BUILD, "apache2")
     os.makedirs(folder, exist_ok=True)
     with harness.build_lock():
         if not os.path.exists(folder + "/usr/sbin/a2enmod"):

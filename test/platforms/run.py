@@ -285,22 +285,24 @@ def inside(system, *command, log=None, seconds=None):
                            in MUSL_ENVIRONMENT.items())]
     words += command
     environment = dict(os.environ, LIMIT="120" if system.qemu else "60")
-    process = subprocess.Popen(
-        ["nice", *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, errors="replace",
-        env=environment,
-        preexec_fn=in_user_namespace if system.qemu else None)
-    try:
-        output, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()                  # --kill-child ends all below; it
+    # Into the file at once, so that a long run can be followed.
+    log = log or system.root + ".last.log"
+    with open(log, "w+", errors="replace") as output:
+        process = subprocess.Popen(
+            ["nice", *words], stdin=subprocess.DEVNULL, stdout=output,
+            stderr=subprocess.STDOUT, env=environment,
+            preexec_fn=in_user_namespace if system.qemu else None)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()              # --kill-child ends all below; it
                                         # heeds no SIGTERM
-        output, _ = process.communicate()
-        output += f"\nended after {seconds} s\n"
-    if log:
-        with open(log, "w") as file:
-            file.write(output)
-    return process.returncode, output
+            process.wait()
+            output.seek(0, os.SEEK_END)
+            output.write(f"\nended after {seconds} s\n")
+        output.seek(0)
+        text = output.read()
+    return process.returncode, text
 
 
 PREPARE = r"""

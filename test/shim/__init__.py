@@ -26,7 +26,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def library(name):
-    """shim/NAME-*.so, built when its text has changed."""
+    """BUILD/shim/NAME-*.so, built when its text has changed."""
     source = os.path.join(HERE, name + ".c")
     digest = hashlib.sha256(repr(harness.compiler()).encode())
     with open(source, "rb") as text:

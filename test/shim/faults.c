@@ -368,6 +368,7 @@ static void *real(const char *name)
     void *found = dlsym(RTLD_NEXT, name);
 
     if (!found) {
+        fprintf(stderr, "the C library has no %s\n", name);
         abort();
     }
     return found;
@@ -410,15 +411,30 @@ static const char *below(const char *path)
 
 BY_PATH(unlink, (const char *path), (path), path)
 BY_PATH(link, (const char *from, const char *to), (from, to), to)
-BY_PATH(stat, (const char *restrict path, struct stat *restrict st), (path, st),
-        below(path))
-BY_PATH(lstat, (const char *restrict path, struct stat *restrict st),
-        (path, st), below(path))
+#if defined(__GLIBC__) && defined(_STAT_VER)
+/* Before 2.33 stat() is linked into each program, and asks this of the
+ * library. */
+#define STAT(name, asked, kind)                                                \
+    int asked(int version, const char *path, struct kind *st)                  \
+    {                                                                          \
+        int result, verdict = judge(#name, below(path));                       \
+        if (verdict == FAIL) {                                                 \
+            return -1;                                                         \
+        }                                                                      \
+        result = REAL(asked)(version, path, st);                               \
+        END(verdict, result);                                                  \
+    }
+#else
+#define STAT(name, asked, kind)                                                \
+    BY_PATH(name, (const char *restrict path, struct kind *restrict st),       \
+            (path, st), below(path))
+#endif
+
+STAT(stat, __xstat, stat)
+STAT(lstat, __lxstat, stat)
 #ifdef __GLIBC__ /* to musl these are other words for the same */
-BY_PATH(stat64, (const char *restrict path, struct stat64 *restrict st),
-        (path, st), below(path))
-BY_PATH(lstat64, (const char *restrict path, struct stat64 *restrict st),
-        (path, st), below(path))
+STAT(stat64, __xstat64, stat64)
+STAT(lstat64, __lxstat64, stat64)
 #endif
 
 /* Whether CALLS names this one, which "*" does not mean. */
