@@ -13,7 +13,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""The tests on other systems: other releases, other processors.
+"""The tests on other systems: other releases, processors, C libraries.
 
     test/platforms/run.py [SYSTEM ...]        all of them without any
     test/platforms/run.py --list
@@ -24,6 +24,8 @@ anew each time.  Nothing is installed on this machine, and nothing of it is
 changed: the tests run in namespaces of their own (mounts, processes, network,
 System V memory), and a foreign processor is registered with the kernel in a user
 namespace (qemu-user-static; Linux 6.7 or later).  Needs root and mmdebstrap.
+For musl, of which Debian has no httpd, one is built there once (musl.sh) from
+the archives of Debian's sources (test/intree/source.sh).
 
     PLATFORM_TESTS    words for pytest instead of each system's own
     PLATFORM_SECONDS  after which a system's tests are ended       (2400)
