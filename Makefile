@@ -36,10 +36,12 @@ all: $(MODULE) slotmem-file
 $(MODULE): $(SOURCES)
 	$(APXS) -c -Iinclude -Wc,-std=gnu11 mod_slotmem_shm.c
 
-# Tells what a stored file holds; not installed.
+# Tells what a stored file holds; not installed.  An httpd that was built from
+# source may have APR where the loader does not look by itself.
 slotmem-file: slotmem-file.c include/slotmem_image.h include/mod_slotmem_shm.h
 	$(CC) -std=gnu11 -O2 $(WARNINGS) $(FLAGS) -o $@ slotmem-file.c \
-	    $$($(APU_CONFIG) --link-ld) $$($(APR_CONFIG) --link-ld)
+	    $$({ $(APU_CONFIG) --link-ld; $(APR_CONFIG) --link-ld; } | \
+	        sed 's/-L\([^ ]*\)/& -Wl,-rpath,\1/g')
 
 install: $(MODULE)
 	$(APXS) -i -n slotmem_shm mod_slotmem_shm.la

@@ -1893,14 +1893,14 @@ static int head_is_ours(const struct slotmem_shm_header *head, const void *ctx)
 static void runtime_sweep(platform_wanted_fn *wanted)
 {
     apr_pool_t *p = scratch_pool();
-    const char *dir = retained->state == RUNTIME_OWNER
-                          ? name_directory(p, retained->path)
-                          : NULL;
+    const char *dir =
+        *retained->path ? name_directory(p, retained->path) : NULL;
+    const int alone = retained->state == RUNTIME_OWNER;
 
-    platform_shm_sweep(dir, wanted, NULL, geteuid());
+    platform_shm_sweep(dir, alone, wanted, NULL, geteuid());
     if (geteuid() == 0 && ap_unixd_config.user_id != 0
         && ap_unixd_config.user_id != (uid_t)-1) {
-        platform_shm_sweep(dir, wanted, NULL, ap_unixd_config.user_id);
+        platform_shm_sweep(dir, alone, wanted, NULL, ap_unixd_config.user_id);
     }
     apr_pool_destroy(p);
 }
@@ -2811,7 +2811,7 @@ static void checkpoint_start(void)
         return;
     }
     checkpoint_forget();
-    pid = pipe(ends) == 0 ? fork() : -1;
+    pid = pipe(ends) == 0 ? platform_fork_deaf() : -1;
     if (pid == 0) {
         close(ends[1]);
         checkpoint_helper(ends[0]);

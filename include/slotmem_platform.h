@@ -85,6 +85,14 @@
 
 #include "mod_slotmem_shm.h"
 
+/* Linux 5.14's.  The headers of glibc before 2.35 and of musl 1.2.3 do
+ * not have it, and what is built there runs on newer kernels as well; an older
+ * one answers EINVAL. */
+#if defined(__linux__) && !defined(MADV_POPULATE_WRITE)                        \
+    && !defined(PLATFORM_NO_POPULATE)
+#define MADV_POPULATE_WRITE 23
+#endif
+
 /* ==================== processes ==================== */
 
 enum platform_process {
@@ -262,6 +270,22 @@ static inline enum platform_process platform_process_birth(pid_t pid,
     return kill(pid, 0) != 0 && errno == ESRCH ? PLATFORM_PROCESS_DEAD
                                                : PLATFORM_PROCESS_UNKNOWN;
 #endif
+}
+
+/* fork(), but a signal waits until the child heeds it, or has it ignored, and
+ * sets its mask. */
+static inline pid_t platform_fork_deaf(void)
+{
+    sigset_t all, before;
+    pid_t pid;
+
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, &before);
+    pid = fork();
+    if (pid != 0) {
+        sigprocmask(SIG_SETMASK, &before, NULL);
+    }
+    return pid;
 }
 
 /*
@@ -1155,11 +1179,11 @@ static inline int platform_ends_with(const char *text, const char *end)
 }
 
 /*
- * Key files (System V) and mapped files in the runtime directory, which must
- * be ours alone just now: those whose header is wanted, and key files that
- * lead to nothing, or to a segment that its dead maker left empty.
+ * Key files (System V) and mapped files in a runtime directory: those whose
+ * header is wanted, and, if the directory is ours `alone` just now, key files
+ * that lead to nothing, or to a segment that its dead maker left empty.
  */
-static inline void platform_sweep_keys(const char *dir,
+static inline void platform_sweep_keys(const char *dir, int alone,
                                        platform_wanted_fn *wanted,
                                        const void *ctx, uid_t uid)
 {
@@ -1179,7 +1203,7 @@ static inline void platform_sweep_keys(const char *dir,
             continue;
         }
         rv = platform_object_open(&o, key, uid);
-        if (rv == EIDRM) {
+        if (rv == EIDRM && alone) {
             unlink(key);
         }
         if (rv != 0) {
@@ -1187,7 +1211,7 @@ static inline void platform_sweep_keys(const char *dir,
         }
         bears = platform_object_bears(&o, wanted, ctx);
         if (bears == PLATFORM_BEARS
-            || (bears == PLATFORM_EMPTY && o.kind == PLATFORM_SHM_SYSV
+            || (bears == PLATFORM_EMPTY && alone && o.kind == PLATFORM_SHM_SYSV
                 && kill(o.creator, 0) != 0 && errno == ESRCH)) {
             platform_object_remove(&o, key);
         }
@@ -1287,21 +1311,22 @@ static inline void platform_sweep_sysv(platform_wanted_fn *wanted,
 /*
  * Removes every shared memory object of `uid` whose header is wanted, of all
  * three kinds, since a run that was killed may have had another APR.  `dir` is the
- * runtime directory, NULL if it is not ours.  What is removed here can at
- * worst be an object that a hostile child dressed up, and then it is its own.
+ * runtime directory (NULL: there is none), and `alone` says that no other
+ * server uses it just now.  What is removed here can at worst be an object
+ * that a hostile child dressed up, and then it is its own.
  *
  * To be called for the parent's user, and again for its children's where that
  * is another.
  */
-static inline void platform_shm_sweep(const char *dir,
+static inline void platform_shm_sweep(const char *dir, int alone,
                                       platform_wanted_fn *wanted,
                                       const void *ctx, uid_t uid)
 {
     platform_sweep_posix(wanted, ctx, uid);
-    platform_sweep_sysv(wanted, ctx, uid);
-    if (dir) {
-        platform_sweep_keys(dir, wanted, ctx, uid);
+    if (dir) { /* first, for a key file without its segment says nothing */
+        platform_sweep_keys(dir, alone, wanted, ctx, uid);
     }
+    platform_sweep_sysv(wanted, ctx, uid);
 }
 
 #endif /* SLOTMEM_PLATFORM_H */

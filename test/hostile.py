@@ -63,7 +63,7 @@ def address_sanitizer():
     if "SLOTMEM_MODULE" in os.environ:
         return harness.our_module(), {"LD_PRELOAD": guard_pages()}
     # Under a name of its own, since others build that source with other flags.
-    source = os.path.join(harness.TOP, "build", "test", "slotmem_shm_asan.c")
+    source = os.path.join(harness.BUILD, "slotmem_shm_asan.c")
     os.makedirs(os.path.dirname(source), exist_ok=True)
     shutil.copy(os.path.join(harness.TOP, "mod_slotmem_shm.c"),
                 f"{source}.{os.getpid()}")
@@ -86,12 +86,13 @@ def _library_of_compiler(name):
 def guard_pages():
     """A library for LD_PRELOAD that puts guards around shared mappings."""
     source = os.path.join(harness.TOP, "test", "attacker", "guard_pages.c")
-    built = os.path.join(harness.TOP, "build", "test", "guard_pages.so")
+    built = os.path.join(harness.BUILD, "guard_pages.so")
     with harness.build_lock():
+        os.makedirs(harness.BUILD, exist_ok=True)
         if (not os.path.exists(built)
                 or os.path.getmtime(built) < os.path.getmtime(source)):
-            subprocess.run([os.environ.get("CC", "cc"), "-shared", "-fPIC",
-                            "-O2", "-Wall", "-Wextra", "-o", built, source],
+            subprocess.run([*harness.compiler(), "-shared", "-fPIC", "-O2",
+                            "-Wall", "-Wextra", "-o", built, source],
                            check=True)
     return built
 

@@ -90,6 +90,16 @@ def httpd_program():
     return os.path.join(apxs_query("SBINDIR"), apxs_query("PROGNAME"))
 
 
+@functools.lru_cache(None)
+def compiler():
+    """What built the httpd under test, for what is loaded into it: its C
+    library need not be the one of the programs beside it."""
+    try:
+        return apxs_query("CC").split() or ["cc"]
+    except subprocess.CalledProcessError:
+        return ["cc"]
+
+
 def stock_module():
     """httpd's own mod_slotmem_shm.so."""
     return os.environ.get("SLOTMEM_STOCK") or os.path.join(
@@ -744,8 +754,11 @@ class Httpd:
         self._clear_control_dir()
         environment = dict(os.environ, SLOTMEM_TEST_DIR=self.ctl_dir)
         environment.update(self.env)
-        command = self.wrapper + [httpd_program(), "-d", self.root, "-f",
-                                  config]
+        # What is to be loaded into httpd may not fit the wrapper's programs.
+        preloaded = environment.pop("LD_PRELOAD", "")
+        command = self.wrapper + (
+            ["env", "LD_PRELOAD=" + preloaded] if preloaded else [])
+        command += [httpd_program(), "-d", self.root, "-f", config]
         if not self.detached:
             command.append("-DFOREGROUND")
         command += [f"-D{name}" for name in self.define]

@@ -24,6 +24,7 @@ import glob
 import os
 import re
 import signal
+import threading
 import time
 
 import pytest
@@ -44,6 +45,8 @@ SlotmemTestCreate plain 64 10 0
 """
 TRACE = "info slotmem_shm:trace1"
 # Said by whoever reaps it: the MPM, APR, or a monitor round.
+HELPER_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT,
+                  signal.SIGUSR1, signal.SIGWINCH, signal.SIGPIPE)
 ENDED_UNASKED = r"checkpoint process (\d+) ended .*nobody asked"
 LOOK = (r"\[pid (\d+)[:\]].* slotmem_shm: stored \d+ segments, "
         r"\d+ unchanged, \d+ failed")
@@ -264,11 +267,32 @@ def test_helper_heeds_no_signal_for_the_group(fast):
     """What the MPM or a terminal sends to all processes of the server."""
     server = fast()
     pid = wait_helper(server)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT,
-                   signal.SIGUSR1, signal.SIGWINCH, signal.SIGPIPE):
+    for number in HELPER_SIGNALS:
         os.kill(pid, number)
         put(server, number.name.encode())
         wait_stored(server, number.name.encode())
+    assert helpers(server) == [pid]
+
+
+def test_helper_heeds_no_signal_before_it_has_begun(fast):
+    """On a busy machine it may be a while before it runs.  It would end, the
+    log would say that nobody asked it to, and nothing would be stored before
+    a monitor round."""
+    server = fast(faults=True, start=False)
+    server.env["FAULTS_PREFIX"] += ":pipe"
+    # All that is forked closes an end of the helper's pipe before everything
+    # else, the children too.
+    server.faults.arm(1, "wait", "helper", "close")
+    starter = threading.Thread(target=server.start)
+    starter.start()
+    pid = wait_helper(server)
+    harness.wait_for(server.faults.counted, "it to be held")
+    for number in HELPER_SIGNALS:
+        os.kill(pid, number)
+    server.faults.go()
+    starter.join()
+    put(server, b"text")
+    wait_stored(server, b"text")
     assert helpers(server) == [pid]
 
 

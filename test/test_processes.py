@@ -317,9 +317,9 @@ def unpopulated_module():
 
 
 def test_attach_loses_nobody_s_update_where_pages_are_touched(httpd):
-    """C libraries before 2.35 and kernels before 5.14 have no call that backs
-    pages; each was read and written back, by every process that attached, and
-    what another process had written in between was gone."""
+    """Other systems than Linux have no call that backs pages: each was read
+    and written back, by every process that attached, and what another process
+    had written in between was gone."""
     server = httpd(hostile.attacker_conf(), mpm="prefork",
                    slotmem_module=unpopulated_module())
     first, second = server.children()

@@ -63,10 +63,12 @@ void *mmap(void *at, size_t len, int prot, int flags, int fd, off_t off)
                 : MAP_FAILED;
 }
 
+#ifdef __GLIBC__ /* to musl it is another word for the same */
 void *mmap64(void *at, size_t len, int prot, int flags, int fd, off_t off)
 {
     return mmap(at, len, prot, flags, fd, off);
 }
+#endif
 
 /* A System V segment lies at a multiple of SHMLBA, which is a page nearly
  * everywhere; where it is more, the fence before it is wider. */

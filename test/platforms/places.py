@@ -20,7 +20,8 @@
 Both are entered by `with`, and left with everything that runs in them ended:
 
     put_tree(top, names)    the files of the tree, as /src
-    run(*command, ...)      (status, output) of a command, run by root
+    run(*command, ...)      (status, output) of a command, run by root, with
+                            `environment` and little else
 
 Foreign processors have a whole machine, not qemu-user: that does not get
 through threads that fork, fakes /proc, and has this machine's page size.
@@ -36,12 +37,17 @@ import subprocess
 import tempfile
 import time
 
-ENVIRONMENT = ("/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
-               "HOME=/tmp", "LC_ALL=C.UTF-8")
-
-
 class Failed(Exception):
     """This system could not be tried."""
+
+
+def in_environment(place, command):
+    """The command with all that it is to see of an environment."""
+    named = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp",
+             "LC_ALL": "C.UTF-8", "SLOTMEM_TEST_LIMIT": place.limit,
+             **place.environment}
+    return ["/usr/bin/env", "-i",
+            *(f"{name}={value}" for name, value in named.items()), *command]
 
 
 # ---------------------------------------------------------------------------
@@ -70,8 +76,8 @@ class Namespace:
     packages = []
     foreign = False
 
-    def __init__(self, root, arch):
-        self.root = root
+    def __init__(self, root, arch, environment):
+        self.root, self.environment = root, environment
 
     def __enter__(self):
         return self
@@ -100,8 +106,7 @@ class Namespace:
             process = subprocess.Popen(
                 ["nice", "unshare", "--mount", "--ipc", "--net", "--pid",
                  "--fork", "--kill-child", "bash", "-c", INSIDE, "bash",
-                 self.root, *ENVIRONMENT, f"SLOTMEM_TEST_LIMIT={self.limit}",
-                 *command],
+                 self.root, *in_environment(self, command)],
                 stdin=subprocess.DEVNULL, stdout=output,
                 stderr=subprocess.STDOUT)
             try:
@@ -206,8 +211,9 @@ class Machine:
     jobs = "0"          # no second process: there is one processor
     foreign = True
 
-    def __init__(self, root, arch):
-        self.root, self.processor = root, PROCESSORS[arch]
+    def __init__(self, root, arch, environment):
+        self.root, self.environment = root, environment
+        self.processor = PROCESSORS[arch]
         self.packages = ["busybox-static", self.processor.kernel]
         self.folder = self.process = None
 
@@ -223,9 +229,7 @@ class Machine:
         if not self.process:
             self._start()
         with open(log or self.root + ".last.log", "w+b") as output:
-            status = self._ask([*ENVIRONMENT,
-                                f"SLOTMEM_TEST_LIMIT={self.limit}", *command],
-                               output, seconds)
+            status = self._ask(in_environment(self, command), output, seconds)
             output.seek(0)
             return status, output.read().decode(errors="replace")
 

@@ -63,6 +63,15 @@ ESSENTIAL = ("base-files base-passwd bash coreutils dash findutils grep gzip "
              "hostname libc-bin login mawk mount ncurses-base perl-base sed "
              "tar").split()
 
+# On musl: an httpd that is built in the root directory, with its APR, since
+# Debian has none; the rest of the root has the GNU C library.
+MUSL = "/opt/musl"
+MUSL_PACKAGES = ["musl-tools", "bzip2"]
+MUSL_SOURCES = ["expat", "pcre2", "apr", "apr-util", "apache2", "cmocka"]
+MUSL_ENVIRONMENT = {
+    "APXS": f"{MUSL}/bin/apxs", "APR_CONFIG": f"{MUSL}/bin/apr-1-config",
+    "CFLAGS": f"-I{MUSL}/include -L{MUSL}/lib -Wl,-rpath,{MUSL}/lib"}
+
 # What is tried everywhere: the contract, what is stored, what comes back, and
 # what a killed run leaves.
 CORE = ["test/test_contract.py", "test/test_takeover.py", "test/test_store.py",
@@ -73,14 +82,17 @@ WHOLE = ["test", "--ignore=test/test_readme.py", "--ignore=test/portability"]
 
 class System:
     """release, arch: as Debian names them; place: where it runs (places.py);
-    as_user: an ordinary user runs pytest and httpd; tests, mpm: for pytest."""
+    as_user: an ordinary user runs pytest and httpd; musl: httpd is on it;
+    tests, mpm: for pytest."""
 
     def __init__(self, name, release, arch="amd64", place=Namespace,
-                 as_user=False, tests=WHOLE, mpm="event", root=None):
+                 as_user=False, tests=WHOLE, mpm="event", root=None,
+                 musl=False):
         self.name, self.release, self.arch = name, release, arch
-        self.as_user, self.tests, self.mpm = as_user, tests, mpm
+        self.as_user, self.musl = as_user, musl
+        self.tests, self.mpm = tests, mpm
         self.root = os.path.join(WORK, root or f"{release}-{arch}")
-        self.place = place(self.root, arch)
+        self.place = place(self.root, arch, MUSL_ENVIRONMENT if musl else {})
 
 
 # ppc64el has base pages of 64 KiB, s390x is big-endian, armhf has 32 bits.
@@ -93,6 +105,7 @@ SYSTEMS = {system.name: system for system in (
     System("s390x", "bookworm", "s390x", Machine, tests=CORE),
     System("arm64", "bookworm", "arm64", Machine, tests=CORE),
     System("armhf", "bookworm", "armhf", Machine, tests=CORE),
+    System("musl", "bookworm", root="bookworm-musl", musl=True),
 )}
 
 
@@ -116,11 +129,11 @@ def make_root(system):
     # emulated, that takes longer than all the tests, and httpd needs none of
     # it but the users.
     foreign = system.place.foreign
+    more = ESSENTIAL if foreign else MUSL_PACKAGES if system.musl else []
     command = ["nice", "mmdebstrap", f"--architectures={system.arch}",
                "--variant=" + ("extract" if foreign else "minbase"),
                "--include=" + ",".join(
-                   PACKAGES + system.place.packages
-                   + (ESSENTIAL if foreign else [])),
+                   PACKAGES + system.place.packages + more),
                '--aptopt=APT::Install-Recommends "false"',
                "--dpkgopt=path-exclude=/usr/share/doc/*",
                "--dpkgopt=path-exclude=/usr/share/man/*"]
@@ -140,7 +153,27 @@ def make_root(system):
     # virtual host has, and here nobody else would answer.
     with open(os.path.join(system.root, "etc/hosts"), "w") as file:
         file.write("127.0.0.1 localhost\n::1 localhost\n")
+    if system.musl:
+        make_musl(system)
     os.mkdir(done)
+
+
+def make_musl(system):
+    """An httpd on musl in the root directory, from Debian's sources."""
+    archives = os.path.join(system.root, "opt", "archives")
+    os.makedirs(archives)
+    for package in MUSL_SOURCES:
+        shutil.copy(subprocess.run(
+            ["sh", os.path.join(TOP, "test/intree/source.sh"), package,
+             os.path.join(TOP, "build/source")], check=True, text=True,
+            stdout=subprocess.PIPE).stdout.strip(), archives)
+    shutil.copy(os.path.join(TOP, "test/platforms/musl.sh"), archives)
+    log = system.root + ".httpd.log"
+    status, _ = system.place.run(
+        "env", f"JOBS={system.place.jobs}", "bash", "/opt/archives/musl.sh",
+        "/opt/archives", MUSL, log=log)
+    if status:
+        raise Failed(f"httpd does not build; see {log}")
 
 
 def finish_unpacked(root):
@@ -182,7 +215,8 @@ grep -q ^tester: /etc/passwd || {
     echo tester:x:4321:4321::/tmp:/bin/sh >> /etc/passwd
     echo tester:x:4321: >> /etc/group
 }
-make -s CC=gcc all > make.log 2>&1 || { tail -n 20 make.log; exit 1; }
+apxs=${APXS:-apxs}
+make -s CC="$($apxs -q CC)" all > make.log 2>&1 || { tail -n 20 make.log; exit 1; }
 if grep -E 'mod_slotmem_shm.c.*(warning|error)' make.log; then exit 1; fi
 mkdir -p build/root build/user
 chown tester build/user
@@ -190,7 +224,9 @@ chown tester build/user
 
 PROBE = r"""
 cd /src/test
-/usr/sbin/apache2 -V -f /dev/null 2> /dev/null | sed -n 's/^Server version: *//p
+apxs=${APXS:-apxs}
+httpd=$($apxs -q SBINDIR)/$($apxs -q PROGNAME)
+$httpd -V -f /dev/null 2> /dev/null | sed -n 's/^Server version: *//p
 s/^Server loaded: *APR \([0-9.]*\).*/APR \1/p'
 python3 -B -c 'import os, sharedmem
 print(sharedmem.kind())
@@ -288,7 +324,8 @@ def run(system):
         "all" if system.tests is WHOLE else
         "contract, store, restore, take-over")
     return {
-        "system": f"Debian {system.release} {system.arch}, "
+        "system": ("httpd on musl, " if system.musl else "")
+                  + f"Debian {system.release} {system.arch}, "
                   + ("ordinary user" if system.as_user else "root"),
         **found, "ran": f"{words} ({system.mpm})", "passed": counts[0],
         "failed": counts[1], "skipped": counts[2],

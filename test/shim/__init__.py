@@ -26,18 +26,18 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def library(name):
-    """build/test/shim/NAME-*.so, built when its text has changed."""
+    """BUILD/shim/NAME-*.so, built when its text has changed."""
     source = os.path.join(HERE, name + ".c")
     with open(source, "rb") as text:
         digest = hashlib.sha256(text.read()).hexdigest()[:16]
-    folder = os.path.join(harness.TOP, "build", "test", "shim")
+    folder = os.path.join(harness.BUILD, "shim")
     path = os.path.join(folder, f"{name}-{digest}.so")
     with harness.build_lock():
         if not os.path.exists(path):
             os.makedirs(folder, exist_ok=True)
-            subprocess.run(["gcc", "-std=gnu11", "-Wall", "-Wextra", "-O1",
-                            "-fPIC", "-shared", "-o", path + ".new", source,
-                            "-ldl"], check=True)
+            subprocess.run([*harness.compiler(), "-std=gnu11", "-Wall",
+                            "-Wextra", "-O1", "-fPIC", "-shared", "-o",
+                            path + ".new", source, "-ldl"], check=True)
             os.rename(path + ".new", path)
     return path
 

@@ -46,6 +46,7 @@ static void *real(const char *name)
     void *found = dlsym(RTLD_NEXT, name);
 
     if (!found) {
+        fprintf(stderr, "the C library has no %s\n", name);
         abort();
     }
     return found;

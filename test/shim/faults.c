@@ -63,6 +63,10 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#ifndef MADV_POPULATE_WRITE /* the C library may be older than the kernel */
+#define MADV_POPULATE_WRITE 23
+#endif
+
 #define PATH_LEN  4096
 #define DIRTY_MAX 1024
 
@@ -364,6 +368,7 @@ static void *real(const char *name)
     void *found = dlsym(RTLD_NEXT, name);
 
     if (!found) {
+        fprintf(stderr, "the C library has no %s\n", name);
         abort();
     }
     return found;
@@ -406,14 +411,31 @@ static const char *below(const char *path)
 
 BY_PATH(unlink, (const char *path), (path), path)
 BY_PATH(link, (const char *from, const char *to), (from, to), to)
-BY_PATH(stat, (const char *restrict path, struct stat *restrict st), (path, st),
-        below(path))
-BY_PATH(lstat, (const char *restrict path, struct stat *restrict st),
-        (path, st), below(path))
-BY_PATH(stat64, (const char *restrict path, struct stat64 *restrict st),
-        (path, st), below(path))
-BY_PATH(lstat64, (const char *restrict path, struct stat64 *restrict st),
-        (path, st), below(path))
+#if defined(__GLIBC__) && defined(_STAT_VER)
+/* Before 2.33 stat() is linked into each program, and asks this of the
+ * library. */
+#define STAT(name, asked, kind)                                                \
+    int asked(int version, const char *path, struct kind *st)                  \
+    {                                                                          \
+        int result, verdict = judge(#name, below(path));                       \
+        if (verdict == FAIL) {                                                 \
+            return -1;                                                         \
+        }                                                                      \
+        result = REAL(asked)(version, path, st);                               \
+        END(verdict, result);                                                  \
+    }
+#else
+#define STAT(name, asked, kind)                                                \
+    BY_PATH(name, (const char *restrict path, struct kind *restrict st),       \
+            (path, st), below(path))
+#endif
+
+STAT(stat, __xstat, stat)
+STAT(lstat, __lxstat, stat)
+#ifdef __GLIBC__ /* to musl these are other words for the same */
+STAT(stat64, __xstat64, stat64)
+STAT(lstat64, __lxstat64, stat64)
+#endif
 
 /* Whether CALLS names this one, which "*" does not mean. */
 static int is_named(const char *call)
@@ -467,22 +489,28 @@ pid_t fork(void)
     }
 
 MMAP(mmap, off_t)
+#ifdef __GLIBC__
 MMAP(mmap64, off64_t)
+#endif
 
 int madvise(void *at, size_t len, int advice)
 {
-#ifdef MADV_POPULATE_WRITE
     if (advice == MADV_POPULATE_WRITE && judge_nowhere("populate") == FAIL) {
         return -1;
     }
-#endif
     return (int)syscall(SYS_madvise, at, len, advice);
 }
 
-/* glibc's own, since dlsym() allocates. */
+#ifdef __GLIBC__
+/* Its own, since dlsym() allocates. */
 extern void *__libc_malloc(size_t len);
 extern void *__libc_calloc(size_t count, size_t len);
 extern void *__libc_realloc(void *old, size_t len);
+#else
+#define __libc_malloc  REAL(malloc)
+#define __libc_calloc  REAL(calloc)
+#define __libc_realloc REAL(realloc)
+#endif
 
 #define MUCH 65536
 
@@ -537,6 +565,7 @@ int rename(const char *from, const char *to)
     }
 
 OPEN(open)
+#ifdef __GLIBC__
 OPEN(open64)
 
 /* What <fcntl.h> makes of a call without a mode whose flags it cannot see. */
@@ -550,6 +579,7 @@ int __open_2(const char *path, int flags)
     result = REAL(__open_2)(path, flags);
     END(verdict, result);
 }
+#endif
 
 int shm_open(const char *name, int flags, mode_t mode)
 {
@@ -639,7 +669,9 @@ ssize_t read(int fd, void *buffer, size_t len)
     }
 
 PREAD(pread, off_t)
+#ifdef __GLIBC__
 PREAD(pread64, off64_t)
+#endif
 
 off_t lseek(int fd, off_t off, int whence)
 {
@@ -700,7 +732,9 @@ ssize_t write(int fd, const void *buffer, size_t len)
     }
 
 PWRITE(pwrite, off_t)
+#ifdef __GLIBC__
 PWRITE(pwrite64, off64_t)
+#endif
 
 #define FLUSH(name)                                                            \
     int name(int fd)                                                           \
@@ -753,7 +787,9 @@ int syncfs(int fd)
     }
 
 LOCK(fcntl)
+#ifdef __GLIBC__
 LOCK(fcntl64)
+#endif
 
 int flock(int fd, int what)
 {
@@ -778,7 +814,9 @@ int flock(int fd, int what)
     }
 
 TRUNCATE(ftruncate, off_t)
+#ifdef __GLIBC__
 TRUNCATE(ftruncate64, off64_t)
+#endif
 
 /* The descriptor is gone even when close() says that something failed, which
  * it never does for memory. */

@@ -138,16 +138,20 @@ static int looked(int result, const char *path)
 
 LOOK(stat, (const char *path, struct stat *st), (path, st))
 LOOK(lstat, (const char *path, struct stat *st), (path, st))
+#ifdef __GLIBC__ /* to musl these are other words for the same */
 LOOK(stat64, (const char *path, struct stat64 *st), (path, st))
 LOOK(lstat64, (const char *path, struct stat64 *st), (path, st))
+LOOK(fstatat64, (int fd, const char *path, struct stat64 *st, int flags),
+     (fd, path, st, flags))
+#endif
 LOOK(access, (const char *path, int mode), (path, mode))
 LOOK(fstatat, (int fd, const char *path, struct stat *st, int flags),
      (fd, path, st, flags))
-LOOK(fstatat64, (int fd, const char *path, struct stat64 *st, int flags),
-     (fd, path, st, flags))
+#ifdef STATX_TYPE /* musl has it since 1.2.5 */
 LOOK(statx,
      (int fd, const char *path, int flags, unsigned int mask, struct statx *st),
      (fd, path, flags, mask, st))
+#endif
 
 /* ------------------------------------------------------------------------
  * Opened
@@ -211,8 +215,10 @@ static int real_openat(int fd, const char *path, int flags, mode_t mode)
     }
 
 OPEN(open)
-OPEN(open64)
 OPENAT(openat)
+
+#ifdef __GLIBC__
+OPEN(open64)
 OPENAT(openat64)
 
 /* What the headers make of them when they fortify. */
@@ -233,6 +239,7 @@ FORTIFIED(__open_2)
 FORTIFIED(__open64_2)
 FORTIFIEDAT(__openat_2)
 FORTIFIEDAT(__openat64_2)
+#endif
 
 int shm_open(const char *name, int flags, mode_t mode)
 {
@@ -282,7 +289,9 @@ static void mapping(size_t len, int flags, int fd, off_t off)
     }
 
 MMAP(mmap)
+#ifdef __GLIBC__
 MMAP(mmap64)
+#endif
 
 /* ------------------------------------------------------------------------
  * Signals and the mask

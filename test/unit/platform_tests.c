@@ -660,10 +660,10 @@ static void test_a_sweep_removes_its_own_run_alone(void **state)
     shm = make(plain, NULL);
     memset(apr_shm_baseaddr_get(shm), 'x', SIZE);
 
-    platform_shm_sweep(folder, is_of_run, run_a, geteuid() + 1);
+    platform_shm_sweep(folder, 1, is_of_run, run_a, geteuid() + 1);
     assert_true(shm_exists(a));
 
-    platform_shm_sweep(folder, is_of_run, run_a, geteuid());
+    platform_shm_sweep(folder, 1, is_of_run, run_a, geteuid());
     assert_false(shm_exists(a));
     assert_false(exists(a));
     if (platform_shm_kind() != PLATFORM_SHM_FILE) {
@@ -676,6 +676,25 @@ static void test_a_sweep_removes_its_own_run_alone(void **state)
     unlink(a2);
 }
 
+/* A second server's children make segments in the first one's directory. */
+static void test_a_sweep_of_a_guest_leaves_the_owner_s_alone(void **state)
+{
+    const char *mine = key_of("mine"), *theirs = key_of("theirs");
+    const char *stale = key_of("stale");
+
+    (void)state;
+    make(mine, run_a);
+    make(theirs, run_b);
+    touch(stale, sizeof(size_t));
+    platform_shm_sweep(folder, 0, is_of_run, run_a, geteuid());
+    assert_false(shm_exists(mine));
+    assert_false(exists(mine));
+    assert_true(shm_exists(theirs));
+    assert_true(exists(stale));
+    unlink(stale);
+    apr_pool_clear(pool);
+}
+
 static void test_a_sweep_removes_key_files_that_lead_nowhere(void **state)
 {
     const char *key = key_of("stale"), *other = in_folder("other.shm");
@@ -683,7 +702,7 @@ static void test_a_sweep_removes_key_files_that_lead_nowhere(void **state)
     (void)state;
     touch(key, sizeof(size_t));
     touch(other, sizeof(size_t));
-    platform_shm_sweep(folder, is_of_run, run_a, geteuid());
+    platform_shm_sweep(folder, 1, is_of_run, run_a, geteuid());
     assert_false(exists(key));
     assert_true(exists(other));
     unlink(other);
@@ -700,14 +719,14 @@ static void test_a_sweep_removes_what_its_dead_maker_left_empty(void **state)
         skip(); /* other objects do not say who made them */
     }
     make(key, NULL);
-    platform_shm_sweep(folder, is_of_run, run_a, geteuid());
+    platform_shm_sweep(folder, 1, is_of_run, run_a, geteuid());
     assert_true(shm_exists(key));
     assert_int_equal(platform_object_open(&o, key, geteuid()), 0);
     platform_object_remove(&o, key);
 
     assert_int_equal(in_child(make_and_die, key), 0);
     assert_true(shm_exists(key));
-    platform_shm_sweep(folder, is_of_run, run_a, geteuid());
+    platform_shm_sweep(folder, 1, is_of_run, run_a, geteuid());
     assert_false(shm_exists(key));
     assert_false(exists(key));
     apr_pool_clear(pool);
@@ -759,6 +778,7 @@ int main(void)
         cmocka_unit_test(test_somebody_elses_segment_is_evaded),
         cmocka_unit_test(test_key_file_that_leads_to_somebody_else_is_cleared),
         cmocka_unit_test(test_a_sweep_removes_its_own_run_alone),
+        cmocka_unit_test(test_a_sweep_of_a_guest_leaves_the_owner_s_alone),
         cmocka_unit_test(test_a_sweep_removes_key_files_that_lead_nowhere),
         cmocka_unit_test(test_a_sweep_removes_what_its_dead_maker_left_empty),
         cmocka_unit_test(test_advice_names_what_the_system_has),

@@ -21,10 +21,11 @@
 # KIND is own (the shared memory that APR makes here), sysv or file (as an APR
 # makes it that is built for that, other_shm.h); all of them without any.
 # CC has the compiler, CFLAGS more for it, APR_CONFIG names another
-# apr-1-config.
+# apr-1-config, and with it the compiler.
 set -eu
 top=$(cd "$(dirname "$0")/../.." && pwd)
 apr=${APR_CONFIG:-apr-1-config}
+[ -z "${APR_CONFIG:-}" ] || CC=${CC:-$("$apr" --cc)}
 out=$top/build/unit
 mkdir -p "$out"
 [ $# -gt 0 ] || set -- own sysv file
