@@ -161,7 +161,7 @@ MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "crc32c_generic",
            "ext4")
 
 # The first program, in a root directory of its own with busybox and the
-# modules: it goes on to the system's root, which is the first disk.
+# modules: it goes on to the system's root, which is one of two disks.
 FIRST = r"""#!/bin/busybox sh
 PATH=/bin
 /bin/busybox --install -s /bin
@@ -169,22 +169,28 @@ mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 for module in /modules/*; do insmod "$module"; done
 date -s "@$(sed 's/.*seconds=\([0-9]*\).*/\1/' /proc/cmdline)" > /dev/null
+mount -t sysfs sys /sys
 for i in $(seq 600); do
     [ -b /dev/vdb ] && [ -c /dev/vport*p1 ] && break
     sleep .1
 done
-mount -t ext4 /dev/vda /root || exit 1
-mount --move /dev /root/dev
-mount --move /proc /root/proc
-mount -t sysfs sys /root/sys
-mkdir -p /root/dev/shm /root/dev/pts /root/src
+# Which of them is first is not the same everywhere.
+for disk in vda vdb; do
+    case $(cat /sys/block/$disk/serial) in
+    root) mount -t ext4 /dev/$disk /root || exit 1 ;;
+    tree) tree=/dev/$disk ;;
+    esac
+done
+mkdir -p /root/src
+tar -xf $tree -C /root/src
+for folder in dev proc sys; do mount --move /$folder /root/$folder; done
+mkdir -p /root/dev/shm /root/dev/pts
 mount -t devpts devpts /root/dev/pts
 for folder in /root/dev/shm /root/tmp /root/run; do
     mount -t tmpfs -o mode=1777 tmpfs $folder
 done
 ln -s /proc/self/fd /root/dev/fd
 ifconfig lo 127.0.0.1 up
-tar -xf /root/dev/vdb -C /root/src
 cp /commands /root/run/commands
 exec switch_root /root /bin/sh /run/commands
 """
@@ -218,7 +224,7 @@ class Machine:
         self.folder = self.process = None
 
     def put_tree(self, top, names):
-        """On the second disk, an archive; the machine starts when the first
+        """An archive, which is a disk; the machine starts when the first
         command is given."""
         subprocess.run(
             ["tar", "-C", top, "--owner=0", "--group=0", "--null",
@@ -262,9 +268,7 @@ class Machine:
              "-kernel", self._kernel(), "-initrd", self._file("first.cpio"),
              "-append", f"console={self.processor.console} panic=-1 "
              f"seconds={int(time.time())}",
-             "-drive", f"file={self._disk()},if=virtio,format=raw,snapshot=on",
-             "-drive", f"file={self._file('tree')},if=virtio,format=raw,"
-             "snapshot=on",
+             *a_disk("root", self._disk()), *a_disk("tree", self._file("tree")),
              "-device", "virtio-serial", "-chardev", "stdio,id=line,signal=off",
              "-device", "virtserialport,chardev=line"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -292,7 +296,7 @@ class Machine:
 
     def _first_root(self):
         first = self._file("first")
-        for folder in "bin", "dev", "proc", "root", "modules":
+        for folder in "bin", "dev", "proc", "sys", "root", "modules":
             os.makedirs(os.path.join(first, folder))
         shutil.copy(os.path.join(self.root, "usr/bin/busybox"),
                     os.path.join(first, "bin"))
@@ -333,6 +337,11 @@ class Machine:
             output.write(held[:-16])
             output.flush()
             held = held[-16:]
+
+
+def a_disk(name, path):
+    return ["-drive", f"file={path},if=none,id={name},format=raw,snapshot=on",
+            "-device", f"virtio-blk,drive={name},serial={name}"]
 
 
 def modules_in_order(root):
