@@ -28,6 +28,7 @@ through threads that fork, fakes /proc, and has this machine's page size.
 """
 
 import base64
+import contextlib
 import os
 import re
 import select
@@ -259,20 +260,22 @@ class Machine:
         if not shutil.which(self.processor.emulator):
             raise Failed(f"no {self.processor.emulator} (Debian: "
                          f"{self.processor.package})")
-        console = self.root + ".console.log"
         self._first_root()
-        self.process = subprocess.Popen(
-            ["nice", self.processor.emulator, *self.processor.machine,
-             "-smp", "1", "-m", "2048", "-nodefaults", "-no-reboot",
-             "-display", "none", "-serial", f"file:{console}",
-             "-kernel", self._kernel(), "-initrd", self._file("first.cpio"),
-             "-append", f"console={self.processor.console} panic=-1 "
-             f"seconds={int(time.time())}",
-             *a_disk("root", self._disk()), *a_disk("tree", self._file("tree")),
-             "-device", "virtio-serial", "-chardev", "stdio,id=line,signal=off",
-             "-device", "virtserialport,chardev=line"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=open(self.root + ".emulator.log", "w"), bufsize=0)
+        console = self.root + ".console.log"
+        words = [
+            self.processor.emulator, *self.processor.machine,
+            "-smp", "1", "-m", "2048", "-nodefaults", "-no-reboot",
+            "-display", "none", "-serial", f"file:{console}",
+            "-kernel", self._kernel(), "-initrd", self._file("first.cpio"),
+            "-append", f"console={self.processor.console} panic=-1 "
+            f"seconds={int(time.time())}",
+            *a_disk("root", self._disk()), *a_disk("tree", self._file("tree")),
+            "-device", "virtio-serial", "-chardev", "stdio,id=line,signal=off",
+            "-device", "virtserialport,chardev=line"]
+        with open(self.root + ".emulator.log", "w") as log:
+            self.process = subprocess.Popen(
+                ["nice", "setpriv", "--pdeathsig", "KILL", *words], bufsize=0,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
         with open(os.devnull, "wb") as nowhere:
             if self._ask(["true"], nowhere, BOOT_SECONDS):
                 raise Failed(f"the machine does not start; see {console}")
@@ -315,8 +318,9 @@ class Machine:
 
     def _ask(self, command, output, seconds):
         """Has a command run, copies what it says, and returns its status."""
-        self.process.stdin.write(
-            base64.b64encode(os.fsencode(shlex.join(command))) + b"\n")
+        with contextlib.suppress(BrokenPipeError):      # read below
+            self.process.stdin.write(
+                base64.b64encode(os.fsencode(shlex.join(command))) + b"\n")
         end = time.monotonic() + seconds if seconds else None
         held = b""      # not copied yet: it may belong to the status
         while True:
