@@ -86,8 +86,8 @@ static apr_pool_t *child_pool;
 static int mpm_is_ready;
 static const char *default_provider = "shm";
 static apr_array_header_t *post_config_ops; /* const char * */
-static int start_fails;
-static apr_array_header_t *child_init_ops; /* const char * */
+static const char *start_fails;             /* "first" or "last", else NULL */
+static apr_array_header_t *child_init_ops;  /* const char * */
 
 /* ------------------------------------------------------------------------
  * Answers: a growing text
@@ -1890,11 +1890,14 @@ static const char *add_post_config(cmd_parms *cmd, void *dummy,
     return NULL;
 }
 
-static const char *fail_the_start(cmd_parms *cmd, void *dummy)
+static const char *fail_the_start(cmd_parms *cmd, void *dummy, const char *when)
 {
     (void)cmd;
     (void)dummy;
-    start_fails = 1;
+    if (strcmp(when, "first") != 0 && strcmp(when, "last") != 0) {
+        return "first or last";
+    }
+    start_fails = when;
     return NULL;
 }
 
@@ -1905,8 +1908,9 @@ static const command_rec commands[] = {
                       "a segment to create in post_config"),
     AP_INIT_TAKE12("SlotmemTestAttach", add_attach, NULL, RSRC_CONF,
                    "a segment to attach in child_init"),
-    AP_INIT_NO_ARGS("SlotmemTestFailStart", fail_the_start, NULL, RSRC_CONF,
-                    "the start fails when everything else has succeeded"),
+    AP_INIT_TAKE1("SlotmemTestFailStart", fail_the_start, NULL, RSRC_CONF,
+                  "the start fails before consumers have made segments in "
+                  "post_config (first), or when all has succeeded (last)"),
     AP_INIT_RAW_ARGS("SlotmemTestPostConfig", add_post_config, NULL, RSRC_CONF,
                      "an operation to run in post_config"),
     { .name = NULL }
@@ -1922,7 +1926,7 @@ static int slotmem_test_pre_config(apr_pool_t *pconf, apr_pool_t *plog,
     mpm_is_ready = 0;
     conf_pool = pconf;
     default_provider = "shm";
-    start_fails = 0;
+    start_fails = NULL;
     post_config_ops = apr_array_make(pconf, 8, sizeof(const char *));
     child_init_ops = apr_array_make(pconf, 8, sizeof(const char *));
     stage_file(pconf, "pre_config", 0);
@@ -1945,6 +1949,26 @@ static int slotmem_test_post_config(apr_pool_t *pconf, apr_pool_t *plog,
     return OK;
 }
 
+/* Not in the configuration's first reading, in which httpd only tries it. */
+static int fails(const char *when)
+{
+    return start_fails && strcmp(start_fails, when) == 0
+                   && ap_state_query(AP_SQ_MAIN_STATE)
+                          != AP_SQ_MS_CREATE_PRE_CONFIG
+               ? HTTP_INTERNAL_SERVER_ERROR
+               : OK;
+}
+
+static int slotmem_test_first(apr_pool_t *pconf, apr_pool_t *plog,
+                              apr_pool_t *ptemp, server_rec *s)
+{
+    (void)pconf;
+    (void)plog;
+    (void)ptemp;
+    (void)s;
+    return fails("first");
+}
+
 static int slotmem_test_last(apr_pool_t *pconf, apr_pool_t *plog,
                              apr_pool_t *ptemp, server_rec *s)
 {
@@ -1952,11 +1976,7 @@ static int slotmem_test_last(apr_pool_t *pconf, apr_pool_t *plog,
     (void)plog;
     (void)ptemp;
     (void)s;
-    return start_fails
-                   && ap_state_query(AP_SQ_MAIN_STATE)
-                          != AP_SQ_MS_CREATE_PRE_CONFIG
-               ? HTTP_INTERNAL_SERVER_ERROR
-               : OK;
+    return fails("last");
 }
 
 static void slotmem_test_child_init(apr_pool_t *pchild, server_rec *s)
@@ -1980,6 +2000,7 @@ static void register_hooks(apr_pool_t *p)
     ap_hook_pre_config(slotmem_test_pre_config, NULL, NULL,
                        APR_HOOK_REALLY_FIRST);
     ap_hook_post_config(slotmem_test_post_config, NULL, NULL, APR_HOOK_MIDDLE);
+    ap_hook_post_config(slotmem_test_first, NULL, NULL, APR_HOOK_FIRST);
     ap_hook_post_config(slotmem_test_last, NULL, NULL,
                         APR_HOOK_REALLY_LAST + 2);
     ap_hook_child_init(slotmem_test_child_init, after, NULL, APR_HOOK_MIDDLE);
