@@ -3844,12 +3844,25 @@ static void fork_in_child(void)
     }
 }
 
+/* This module has been loaded anew, perhaps elsewhere: where its functions
+ * were when the former generation was made, something else may lie now. */
+static void former_adopt(void)
+{
+    ap_slotmem_instance_t *s =
+        retained->former ? retained->former->first : NULL;
+
+    for (; s; s = s->next) {
+        s->locks.env = &locks_env;
+    }
+}
+
 static int retained_open(void)
 {
     void *page;
 
     retained = ap_retained_data_get(RETAINED_KEY);
     if (retained) {
+        former_adopt();
         return 1;
     }
     page = mmap(NULL, sizeof(*retained->told), PROT_READ | PROT_WRITE,
