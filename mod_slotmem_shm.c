@@ -1833,12 +1833,9 @@ static int head_is_of(const struct slotmem_shm_header *head, const void *ctx)
 static int orphan_is_there(const orphan_t *o)
 {
     platform_object_t object;
-    int there = 0;
+    int there = !name_is_absolute(o->name);
 
-    if (!name_is_absolute(o->name)) {
-        return 1;
-    }
-    if (platform_object_open(&object, o->key, geteuid()) == 0) {
+    if (!there && platform_object_open(&object, o->key, geteuid()) == 0) {
         there = platform_object_bears(&object, head_is_of, o) != PLATFORM_OTHER;
         platform_object_close(&object);
     }
@@ -3846,10 +3843,15 @@ static void fork_in_child(void)
 
 static int retained_open(void)
 {
+    ap_slotmem_instance_t *s;
     void *page;
 
     retained = ap_retained_data_get(RETAINED_KEY);
     if (retained) {
+        s = retained->former ? retained->former->first : NULL;
+        for (; s; s = s->next) { /* we may have been loaded elsewhere now */
+            s->locks.env = &locks_env;
+        }
         return 1;
     }
     page = mmap(NULL, sizeof(*retained->told), PROT_READ | PROT_WRITE,

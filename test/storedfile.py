@@ -25,6 +25,8 @@ import struct
 import httpd as harness
 
 PERSIST, NOTMPSAFE, PREGRAB, CLEARINUSE = 1, 2, 4, 8
+# A number, in the byte order of the machine, as all that the file holds.
+TRAILER_MAGIC = int.from_bytes(b"slotkind", "little")
 
 
 def flags(text):
@@ -53,7 +55,7 @@ def image(size, num, type, slots=None, used=(), free=None):
 def split_trailer(raw):
     """The image, which is what the stock module knows, and the kinds of its
     slots if they follow it, else None.  ValueError if those are not whole."""
-    if raw[-8:] != b"slotkind":
+    if raw[-8:] != struct.pack("=Q", TRAILER_MAGIC):
         return raw, None
     length = struct.unpack("=Q", raw[-16:-8])[0]
     if not 48 <= length <= len(raw) - 40:

@@ -53,7 +53,8 @@ def image():
 def trailer(whole, kinds):
     digest = whole[-32:-16]
     return (kinds + digest + hashlib.md5(kinds + digest).digest()
-            + struct.pack("=QQ", len(kinds) + 48, 0x646e696b746f6c73))
+            + struct.pack("=QQ", len(kinds) + 48,
+                          storedfile.TRAILER_MAGIC))
 
 
 def test_a_whole_file(program, tmp_path):

@@ -175,6 +175,25 @@ def test_put_under_way_over_a_graceful_restart(httpd, mpm):
     assert get(server, 1).bytes == b"\xcc" * SIZE
 
 
+def test_put_under_way_over_a_restart_that_moves_the_module(httpd, mpm):
+    """A restart loads the module anew, and elsewhere if another comes before
+    it.  While the copy waited for that put, it called what lay where the
+    module's functions had been: the parent died (arm64), or memory was given up
+    for the stored file, which lacks what was put since."""
+    server = httpd(CONF, mpm=mpm)
+    fill(server, 1, 0xaa)
+    server.allow_log(DIED)
+    with half_put(server, 1, SIZE, SIZE // 2) as (pid, go_on):
+        server.modules += ["rewrite", "proxy", "headers"]
+        server.write_config()
+        server.graceful(wait_old=False)
+        assert server.log_lines("seg goes on with the memory of the former")
+        go_on()
+    server.wait_gone([pid])
+    fill(server, 1, 0xcc)
+    assert get(server, 1).bytes == b"\xcc" * SIZE
+
+
 def test_slot_is_healed_by_what_reaches_as_far(httpd, mpm):
     """A module that always puts 8 of 16 bytes got EINCOMPLETE for good."""
     server = httpd(SMALL, mpm=mpm)

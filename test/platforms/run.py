@@ -22,23 +22,23 @@ Each system is a root directory under build/platforms, made once by mmdebstrap
 from Debian's mirror and kept; the tree under version control is put into it
 anew each time.  Nothing is installed on this machine, and nothing of it is
 changed: the tests run in namespaces of their own (mounts, processes, network,
-System V memory), and a foreign processor is registered with the kernel in a user
-namespace (qemu-user-static; Linux 6.7 or later).  Needs root and mmdebstrap.
-For musl, of which Debian has no httpd, one is built there once (musl.sh) from
-the archives of Debian's sources (test/intree/source.sh).
+System V memory), those for a foreign processor in an emulated machine with the
+kernel that Debian has for it (places.py).  For musl, of which Debian has no
+httpd, one is built there once (musl.sh) from the archives of Debian's sources
+(test/intree/source.sh).  Needs root and mmdebstrap; foreign processors cpio,
+e2fsprogs, and qemu-system-arm, -misc (s390x) or -ppc.
 
     PLATFORM_TESTS    words for pytest instead of each system's own
-    PLATFORM_SECONDS  after which a system's tests are ended       (2400)
+    PLATFORM_SECONDS  after which a system's tests are ended       (3600)
     PLATFORM_ARGS     further words for pytest
     DEBIAN_MIRROR     http://deb.debian.org/debian
-    JOBS              test processes at once                       (2)
+    JOBS              test processes at once, where not emulated   (2)
 
 Ends with a table, one row for a system and user, ready for README.md; it is
 kept in build/platforms/table.md together with the rows of former runs.
 """
 
 import argparse
-import ctypes
 import datetime
 import json
 import os
@@ -47,13 +47,14 @@ import shutil
 import subprocess
 import sys
 
+from places import Failed, Machine, Namespace
+
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(
     os.path.abspath(__file__))))
 WORK = os.path.join(TOP, "build", "platforms")
 MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
-SECONDS = int(os.environ.get("PLATFORM_SECONDS", "2400"))
-JOBS = os.environ.get("JOBS", "2")
+SECONDS = int(os.environ.get("PLATFORM_SECONDS", "3600"))
 
 PACKAGES = ("apache2-bin apache2-dev apache2-utils python3 python3-pytest "
             "python3-pytest-xdist gcc libc6-dev make curl procps util-linux "
@@ -61,7 +62,7 @@ PACKAGES = ("apache2-bin apache2-dev apache2-utils python3 python3-pytest "
 
 # What is essential to Debian, for roots that are only unpacked.
 ESSENTIAL = ("base-files base-passwd bash coreutils dash findutils grep gzip "
-             "hostname libc-bin login mawk ncurses-base perl-base sed "
+             "hostname libc-bin login mawk mount ncurses-base perl-base sed "
              "tar").split()
 
 # On musl: an httpd that is built in the root directory, with its APR, since
@@ -82,37 +83,32 @@ WHOLE = ["test", "--ignore=test/test_readme.py", "--ignore=test/portability"]
 
 
 class System:
-    """release, arch: as Debian names them; as_user: an ordinary user runs
-    pytest and httpd; qemu: the emulator's processor; musl: httpd is on it;
+    """release, arch: as Debian names them; place: where it runs (places.py);
+    as_user: an ordinary user runs pytest and httpd; musl: httpd is on it;
     tests, mpm: for pytest."""
 
-    def __init__(self, name, release, arch="amd64", as_user=False, qemu=None,
-                 tests=WHOLE, mpm="event", root=None, musl=False):
+    def __init__(self, name, release, arch="amd64", place=Namespace,
+                 as_user=False, tests=WHOLE, mpm="event", root=None,
+                 musl=False):
         self.name, self.release, self.arch = name, release, arch
-        self.as_user, self.qemu, self.musl = as_user, qemu, musl
+        self.as_user, self.musl = as_user, musl
         self.tests, self.mpm = tests, mpm
         self.root = os.path.join(WORK, root or f"{release}-{arch}")
+        self.place = place(self.root, arch, MUSL_ENVIRONMENT if musl else {})
 
 
-# qemu-user does not get through threads that fork, with httpd's own module
-# neither: prefork there.
+# ppc64el has base pages of 64 KiB, s390x is big-endian, armhf has 32 bits.
 SYSTEMS = {system.name: system for system in (
     System("bullseye", "bullseye"),
     System("bullseye-user", "bullseye", as_user=True),
     System("trixie", "trixie", tests=CORE),
     System("i386", "bookworm", "i386", tests=CORE),
-    System("arm64", "bookworm", "arm64", qemu="aarch64", tests=CORE,
-           mpm="prefork"),
-    System("armhf", "bookworm", "armhf", qemu="arm", tests=CORE,
-           mpm="prefork"),
-    System("s390x", "bookworm", "s390x", qemu="s390x", tests=CORE,
-           mpm="prefork"),
+    System("ppc64el", "bookworm", "ppc64el", Machine, tests=CORE),
+    System("s390x", "bookworm", "s390x", Machine, tests=CORE),
+    System("arm64", "bookworm", "arm64", Machine, tests=CORE),
+    System("armhf", "bookworm", "armhf", Machine, tests=CORE),
     System("musl", "bookworm", root="bookworm-musl", musl=True),
 )}
-
-
-class Failed(Exception):
-    """This system could not be tried."""
 
 
 def say(text):
@@ -134,11 +130,12 @@ def make_root(system):
     # For a foreign processor the packages are unpacked and not configured:
     # emulated, that takes longer than all the tests, and httpd needs none of
     # it but the users.
-    foreign = system.qemu is not None
+    foreign = system.place.foreign
     more = ESSENTIAL if foreign else MUSL_PACKAGES if system.musl else []
     command = ["nice", "mmdebstrap", f"--architectures={system.arch}",
                "--variant=" + ("extract" if foreign else "minbase"),
-               "--include=" + ",".join(PACKAGES + more),
+               "--include=" + ",".join(
+                   PACKAGES + system.place.packages + more),
                '--aptopt=APT::Install-Recommends "false"',
                "--dpkgopt=path-exclude=/usr/share/doc/*",
                "--dpkgopt=path-exclude=/usr/share/man/*"]
@@ -174,8 +171,9 @@ def make_musl(system):
             stdout=subprocess.PIPE).stdout.strip(), archives)
     shutil.copy(os.path.join(TOP, "test/platforms/musl.sh"), archives)
     log = system.root + ".httpd.log"
-    status, _ = inside(system, "env", f"JOBS={JOBS}", "bash",
-                       "/opt/archives/musl.sh", "/opt/archives", MUSL, log=log)
+    status, _ = system.place.run(
+        "env", f"JOBS={system.place.jobs}", "bash", "/opt/archives/musl.sh",
+        "/opt/archives", MUSL, log=log)
     if status:
         raise Failed(f"httpd does not build; see {log}")
 
@@ -201,111 +199,17 @@ def finish_unpacked(root):
 
 def put_tree(system):
     """What is under version control, as it is now."""
-    source = os.path.join(system.root, "src")
-    keep = os.path.join(source, "build")
-    for name in os.listdir(source):
-        path = os.path.join(source, name)
-        if path != keep:
-            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
     listing = subprocess.run(
         ["git", "-C", TOP, "ls-files", "-z", "--cached", "--others",
          "--exclude-standard"], check=True, stdout=subprocess.PIPE).stdout
-    for name in filter(None, listing.split(b"\0")):
-        name = os.fsdecode(name)
-        if os.path.isfile(os.path.join(TOP, name)):
-            target = os.path.join(source, name)
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            shutil.copy(os.path.join(TOP, name), target)
+    system.place.put_tree(TOP, [
+        name for name in map(os.fsdecode, listing.split(b"\0"))
+        if os.path.isfile(os.path.join(TOP, name))])
 
 
 # ---------------------------------------------------------------------------
 # Running in one
 # ---------------------------------------------------------------------------
-
-INSIDE = r"""
-set -e
-root=$1; shift
-ip link set lo up
-mount --make-rprivate /
-mount --bind "$root" "$root"
-mount -t proc proc "$root/proc"
-mount --rbind /dev "$root/dev"
-mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
-mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
-exec chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin \
-    HOME=/tmp LC_ALL=C.UTF-8 SLOTMEM_TEST_LIMIT="$LIMIT" "$@"
-"""
-
-# Not on /proc: a new /proc may not be mounted while something covers the old.
-REGISTER = r"""
-set -e
-mkdir -p "$3"
-mount -t binfmt_misc none "$3"
-sed "s|:/usr/libexec/qemu-binfmt/.*|:$2:F|" "/usr/lib/binfmt.d/qemu-$1.conf" \
-    > "$3/register"
-shift 3
-exec "$@"
-"""
-
-
-def in_user_namespace():
-    """Runs in the child before it executes: a user namespace in which we are
-    still root over the same users, and have a binfmt_misc of our own."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    ready, mapped = os.pipe(), os.pipe()
-    parent = os.getpid()
-    helper = os.fork()
-    if helper == 0:
-        os.read(ready[0], 1)
-        for name in "uid_map", "gid_map":
-            with open(f"/proc/{parent}/{name}", "w") as file:
-                file.write("0 0 65536\n")
-        os.write(mapped[1], b"x")
-        os._exit(0)
-    if libc.unshare(0x10000000 | 0x20000):      # CLONE_NEWUSER, CLONE_NEWNS
-        raise OSError(ctypes.get_errno(), "unshare")
-    os.write(ready[1], b"x")
-    os.read(mapped[0], 1)
-    os.waitpid(helper, 0)
-    for fd in ready + mapped:
-        os.close(fd)
-
-
-def inside(system, *command, log=None, seconds=None):
-    """Runs a command in the root directory; (status, its output)."""
-    words = ["unshare", "--mount", "--ipc", "--net", "--pid", "--fork",
-             "--kill-child",
-             "bash", "-c", INSIDE, "bash", system.root]
-    if system.qemu:
-        emulator = f"/usr/bin/qemu-{system.qemu}-static"
-        if not os.path.exists(emulator):
-            raise Failed(f"no {emulator} (Debian: qemu-user-static)")
-        words = ["bash", "-c", REGISTER, "bash", system.qemu, emulator,
-                 os.path.join(WORK, "binfmt"), *words]
-    if system.musl:
-        words += ["env", *(f"{name}={value}" for name, value
-                           in MUSL_ENVIRONMENT.items())]
-    words += command
-    environment = dict(os.environ, LIMIT="120" if system.qemu else "60")
-    # Into the file at once, so that a long run can be followed.
-    log = log or system.root + ".last.log"
-    with open(log, "w+", errors="replace") as output:
-        process = subprocess.Popen(
-            ["nice", *words], stdin=subprocess.DEVNULL, stdout=output,
-            stderr=subprocess.STDOUT, env=environment,
-            preexec_fn=in_user_namespace if system.qemu else None)
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()              # --kill-child ends all below; it
-                                        # heeds no SIGTERM
-            process.wait()
-            output.seek(0, os.SEEK_END)
-            output.write(f"\nended after {seconds} s\n")
-        output.seek(0)
-        text = output.read()
-    return process.returncode, text
-
 
 PREPARE = r"""
 cd /src
@@ -336,7 +240,7 @@ KINDS = {"posix": "POSIX", "sysv": "System V", "file": "mapped files"}
 
 def probe(system):
     """What this system is, for the table."""
-    _, output = inside(system, "sh", "-c", PROBE)
+    _, output = system.place.run("sh", "-c", PROBE)
     found = {"httpd": "?", "apr": "?", "shm": "?", "machine": system.arch}
     for line in output.splitlines():
         match = re.search(r"Apache/([\d.]+)", line)
@@ -350,15 +254,15 @@ def probe(system):
             found["machine"] = line
     if system.arch == "i386":
         found["machine"] = "i386"
-    if system.qemu:
+    if system.place.foreign:
         found["machine"] += " by QEMU"
     return found
 
 
 def unit(system, prefix):
     """The platform's own unit tests: (passed, failed, skipped)."""
-    status, output = inside(
-        system, "sh", "-c", "cd /src && bash test/unit/run-platform.sh "
+    status, output = system.place.run(
+        "sh", "-c", "cd /src && bash test/unit/run-platform.sh "
         "own > /dev/null 2>&1; exec \"$@\" build/unit/platform-own", "sh",
         *prefix,
         log=system.root + f".{system.name}.unit.log", seconds=600)
@@ -376,11 +280,11 @@ def tests(system, prefix):
     words = words + os.environ.get("PLATFORM_ARGS", "").split()
     user = "user" if system.as_user else "root"
     log = system.root + f".{system.name}.log"
-    status, output = inside(
-        system, "sh", "-c", "cd /src && exec \"$@\"", "sh", *prefix,
+    status, output = system.place.run(
+        "sh", "-c", "cd /src && exec \"$@\"", "sh", *prefix,
         "env", f"SLOTMEM_TEST_BUILD=/src/build/{user}", "python3", "-B", "-m",
         "pytest", "-p", "no:cacheprovider", "-q", "-rs", "--tb=short",
-        "--module", "ours", "--mpm", system.mpm, "-n", JOBS,
+        "--module", "ours", "--mpm", system.mpm, "-n", system.place.jobs,
         "--dist", "loadfile", *words, log=log, seconds=SECONDS)
     last = output.strip().splitlines()[-1] if output.strip() else ""
     count = {what: int(number) for number, what in re.findall(
@@ -408,15 +312,16 @@ def run(system):
     """The row of a system."""
     make_root(system)
     tree = commit()
-    put_tree(system)
-    status, output = inside(system, "sh", "-c", PREPARE, seconds=1200)
-    if status:
-        raise Failed("the module does not build: " + output[-2000:])
-    found = probe(system)
     prefix = ["setpriv", "--reuid=tester", "--regid=tester",
               "--clear-groups"] if system.as_user else []
-    counts = [sum(both) for both in zip(unit(system, prefix),
-                                        tests(system, prefix))]
+    with system.place:
+        put_tree(system)
+        status, output = system.place.run("sh", "-c", PREPARE, seconds=1200)
+        if status:
+            raise Failed("the module does not build: " + output[-2000:])
+        found = probe(system)
+        counts = [sum(both) for both in zip(unit(system, prefix),
+                                            tests(system, prefix))]
     words = os.environ.get("PLATFORM_TESTS") or (
         "all" if system.tests is WHOLE else
         "contract, store, restore, take-over")
