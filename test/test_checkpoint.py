@@ -396,6 +396,25 @@ def test_helper_ends_with_a_parent_that_is_killed(fast, store):
     check_clean(server)
 
 
+def test_new_file_that_is_removed_before_its_rename(fast):
+    """By whoever cleans up, as the helper flushes it: that is told, the file
+    of before stays, and the next look stores."""
+    server = fast(faults=True)
+    put(server, b"before")
+    wait_stored(server, b"before")
+    wait_looks(server, 1)       # the directory is flushed after the rename
+    server.faults.arm(1, "wait", "helper", "fsync,fdatasync")
+    put(server, b"after")
+    harness.wait_for(server.faults.counted, "the helper at its flush")
+    new, = glob.glob(server.persist_path("seg") + ".checkpoint")
+    os.unlink(new)
+    with server.announced("AH02334.*No such file|No such file.*AH02334"):
+        server.faults.go()
+        wait_stored(server, b"after")
+    server.stop()
+    check_clean(server)
+
+
 class Freezer:
     """Holds a process in the kernel, where no signal reaches it: as a disk
     that does not answer."""
