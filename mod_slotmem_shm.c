@@ -3848,8 +3848,10 @@ static int retained_open(void)
 
     retained = ap_retained_data_get(RETAINED_KEY);
     if (retained) {
+        /* A copy that waits for a put calls functions, which lay elsewhere
+         * when this module was loaded for the generation before. */
         s = retained->former ? retained->former->first : NULL;
-        for (; s; s = s->next) { /* we may have been loaded elsewhere now */
+        for (; s; s = s->next) {
             s->locks.env = &locks_env;
         }
         return 1;

@@ -44,9 +44,10 @@ SlotmemTestCreate other 700 200 persist
 SlotmemTestCreate plain 64 10 0
 """
 TRACE = "info slotmem_shm:trace1"
-# Said by whoever reaps it: the MPM, APR, or a monitor round.
+# What the MPM or a terminal sends to all processes of the server.
 HELPER_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT,
                   signal.SIGUSR1, signal.SIGWINCH, signal.SIGPIPE)
+# Said by whoever reaps it: the MPM, APR, or a monitor round.
 ENDED_UNASKED = r"checkpoint process (\d+) ended .*nobody asked"
 LOOK = (r"\[pid (\d+)[:\]].* slotmem_shm: stored \d+ segments, "
         r"\d+ unchanged, \d+ failed")
@@ -264,7 +265,7 @@ def test_helper_keeps_no_listener_and_is_nice(fast):
 
 
 def test_helper_heeds_no_signal_for_the_group(fast):
-    """What the MPM or a terminal sends to all processes of the server."""
+    """An early end would lose what it has not stored yet."""
     server = fast()
     pid = wait_helper(server)
     for number in HELPER_SIGNALS:
