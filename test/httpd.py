@@ -64,7 +64,7 @@ NOISE = (
 )
 # What the module says of a disk that does not answer for half a second may be
 # true where a machine has much else to do; a test may still ask for it.
-SLOW_DISK = "checkpoint process \\d+ was killed but does not end"
+SLOW_DISK = r"checkpoint process \d+ was killed but does not end"
 # event closes its workers' sockets when it is told to end at once, and one of
 # them may have closed its own just then and given back its memory: with the
 # stock module, too.  A child that says that it crashed there may do so.
