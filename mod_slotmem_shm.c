@@ -224,14 +224,6 @@ static apr_uint64_t *bits_make(unsigned int item_num, apr_pool_t *p)
 
 /* ==================== names ==================== */
 
-static unsigned int mpm_generation(void)
-{
-    int generation = 0;
-
-    ap_mpm_query(AP_MPMQ_GENERATION, &generation);
-    return (unsigned int)generation;
-}
-
 /* The key of the shared memory; NULL when the name makes no path.  `run`, if
  * given, is made part of it: somebody else has the plain one. */
 static const char *name_key(apr_pool_t *p, const char *name,
@@ -433,7 +425,8 @@ static apr_status_t locks_status(slotmem_locks_result_t result)
 /* ==================== memory ==================== */
 
 /* A fresh segment's header; the magic, by segment_publish, makes it count. */
-static void segment_format(ap_slotmem_instance_t *s, const unsigned char *run,
+static void segment_format(ap_slotmem_instance_t *s, unsigned int generation,
+                           const unsigned char *run,
                            const unsigned char *directory)
 {
     struct slotmem_shm_header *h = s->header;
@@ -444,7 +437,7 @@ static void segment_format(ap_slotmem_instance_t *s, const unsigned char *run,
     h->item_num = s->layout.item_num;
     h->slots_offset = s->layout.slots_off;
     h->total_size = s->layout.total;
-    h->generation = mpm_generation();
+    h->generation = generation;
     h->pid = self.server.pid;
     h->birth = self.server.birth;
     memcpy(h->run, run, sizeof(h->run));
@@ -509,7 +502,8 @@ typedef struct {
     apr_hash_t *by_name;
     ap_slotmem_instance_t *first, *last;
     unsigned int count;
-    int config;   /* which configuration of the process, AP_SQ_CONFIG_GEN */
+    int config; /* which configuration of the process, AP_SQ_CONFIG_GEN */
+    unsigned int generation; /* that keys bear */
     int by_run;   /* keys of this generation bear the run's identity   */
     pid_t looked; /* the process that has looked at the directory      */
     int arrived;  /* the first generation of this server               */
@@ -1456,7 +1450,7 @@ typedef struct {
     told_t *told;                /* shared with all that this process forks  */
 } retained_t;
 
-#define RETAINED_KEY "mod_slotmem_shm 2"
+#define RETAINED_KEY "mod_slotmem_shm 3"
 
 static retained_t *retained;
 
@@ -1500,7 +1494,7 @@ static void marker_add_run(marker_text_t *t)
 static void marker_add_segment(marker_text_t *t, const ap_slotmem_instance_t *s)
 {
     marker_line_t line = { { 0 },
-                           mpm_generation(),
+                           registry->generation,
                            s->by_run,
                            s->type,
                            s->layout.item_size,
@@ -1820,10 +1814,9 @@ static void orphans_find(void)
     retained->doubtful = 0;
 }
 
-static int head_is_of(const struct slotmem_shm_header *head, const void *ctx)
+static int head_is_of(const struct slotmem_shm_header *head, const void *run)
 {
-    return memcmp(head->run, ((const orphan_t *)ctx)->run, sizeof(head->run))
-           == 0;
+    return memcmp(head->run, run, sizeof(head->run)) == 0;
 }
 
 /* Is what lies under its key the orphan, and no other server's?  A relative
@@ -1836,7 +1829,8 @@ static int orphan_is_there(const orphan_t *o)
     int there = !name_is_absolute(o->name);
 
     if (!there && platform_object_open(&object, o->key, geteuid()) == 0) {
-        there = platform_object_bears(&object, head_is_of, o) != PLATFORM_OTHER;
+        there = platform_object_bears(&object, head_is_of, o->run)
+                != PLATFORM_OTHER;
         platform_object_close(&object);
     }
     return there;
@@ -1867,24 +1861,15 @@ static void orphans_end(int owner)
 }
 
 /* Of a run in this directory whose parent is gone. */
-static int head_is_left(const struct slotmem_shm_header *head, const void *ctx)
+static int head_is_left(const struct slotmem_shm_header *head, const void *run)
 {
     slotmem_process_t parent;
 
-    (void)ctx;
     parent.pid = (apr_uint32_t)head->pid;
     parent.birth = (apr_uint32_t)head->birth;
     return memcmp(head->directory, retained->directory, sizeof(head->directory))
                == 0
-           && memcmp(head->run, retained->run, sizeof(head->run)) != 0
-           && process_state(parent) == PROCESS_GONE;
-}
-
-/* Of this run: what children have made, for of that the parent has no list. */
-static int head_is_ours(const struct slotmem_shm_header *head, const void *ctx)
-{
-    (void)ctx;
-    return memcmp(head->run, retained->run, sizeof(head->run)) == 0;
+           && !head_is_of(head, run) && process_state(parent) == PROCESS_GONE;
 }
 
 static void runtime_sweep(platform_wanted_fn *wanted)
@@ -1894,10 +1879,11 @@ static void runtime_sweep(platform_wanted_fn *wanted)
         *retained->path ? name_directory(p, retained->path) : NULL;
     const int alone = retained->state == RUNTIME_OWNER;
 
-    platform_shm_sweep(dir, alone, wanted, NULL, geteuid());
+    platform_shm_sweep(dir, alone, wanted, retained->run, geteuid());
     if (geteuid() == 0 && ap_unixd_config.user_id != 0
         && ap_unixd_config.user_id != (uid_t)-1) {
-        platform_shm_sweep(dir, alone, wanted, NULL, ap_unixd_config.user_id);
+        platform_shm_sweep(dir, alone, wanted, retained->run,
+                           ap_unixd_config.user_id);
     }
     apr_pool_destroy(p);
 }
@@ -1928,13 +1914,6 @@ typedef struct {
     apr_uint64_t stored;   /* when that was stored last          */
     apr_uint64_t marks[2]; /* and in which file                  */
 } legacy_t;
-
-static void segment_wipe(ap_slotmem_instance_t *s)
-{
-    memset((char *)s->header + sizeof(*s->header), 0,
-           s->layout.slots_off - sizeof(*s->header));
-    memset(s->slots, 0, s->layout.slots_len);
-}
 
 /* Room for what may not fit.  0: there is none. */
 static int legacy_begin(legacy_t *g, ap_slotmem_instance_t *s,
@@ -1985,7 +1964,9 @@ static int legacy_end(legacy_t *g, int good)
         s->header->marks[1] = g->marks[1];
     }
     else {
-        segment_wipe(s);
+        memset((char *)s->header + sizeof(*s->header), 0,
+               s->layout.slots_off - sizeof(*s->header));
+        memset(s->slots, 0, s->layout.slots_len);
     }
     free(g->kinds);
     free(g->beyond);
@@ -2370,6 +2351,20 @@ static void former_end(void)
     }
 }
 
+/* As the MPM counts, which httpd's trunk raises only when all have configured:
+ * there the keys of the generation before would be taken. */
+static void generation_begin(void)
+{
+    const registry_t *former = retained->former;
+    int generation = 0;
+
+    ap_mpm_query(AP_MPMQ_GENERATION, &generation);
+    registry->generation = (unsigned int)generation;
+    if (former && former->generation >= registry->generation) {
+        registry->generation = former->generation + 1;
+    }
+}
+
 #define HEIR_PATIENCE apr_time_from_msec(1500)
 
 /* The first look of a server at its directory, while it configures. */
@@ -2383,6 +2378,7 @@ static void runtime_arrive(void)
         return;
     }
     registry->looked = getpid();
+    generation_begin();
     (void)runtime_look(&before);
     litter_look();
     if (before == RUNTIME_UNKNOWN) {
@@ -2967,7 +2963,6 @@ static apr_status_t segment_map_named(ap_slotmem_instance_t *s, apr_pool_t *p)
     int hold = -1;
 
     stock_sweep(s->name, p);
-
     marker_add(s);
     rv = memory_make_named(&s->memory, s->layout.total, s->key);
     if (APR_STATUS_IS_EEXIST(rv) && key_clear(s, &hold)) {
@@ -3007,7 +3002,7 @@ static apr_status_t segment_map_parent(ap_slotmem_instance_t *s, apr_pool_t *p)
         }
     }
     segment_lay(s);
-    segment_format(s, retained->run, retained->directory);
+    segment_format(s, registry->generation, retained->run, retained->directory);
     return APR_SUCCESS;
 }
 
@@ -3082,7 +3077,8 @@ static apr_status_t segment_make_child(ap_slotmem_instance_t *s)
         }
         if (rv == APR_SUCCESS && s->origin != ORIGIN_PROCESS) {
             segment_lay(s);
-            segment_format(s, retained->run, retained->directory);
+            segment_format(s, registry->generation, retained->run,
+                           retained->directory);
             segment_publish(s);
         }
     }
@@ -3115,6 +3111,14 @@ static int key_must_differ(const ap_slotmem_instance_t *s, const char *key)
            && retained->state == RUNTIME_OWNER && !strcmp(o->key, key);
 }
 
+/* The key of a segment that this generation makes. */
+static const char *own_key(apr_pool_t *p, const char *name, int by_run)
+{
+    return name_key(p, name, registry->generation,
+                    by_run ? hex_text(p, retained->run, sizeof(retained->run))
+                           : NULL);
+}
+
 /*
  * Key and stored file of a named segment.  A name that makes no path is no
  * reason not to start: the parent's segment goes without, since children
@@ -3122,16 +3126,14 @@ static int key_must_differ(const ap_slotmem_instance_t *s, const char *key)
  */
 static apr_status_t segment_paths(ap_slotmem_instance_t *s, apr_pool_t *p)
 {
-    const char *mark = hex_text(p, retained->run, sizeof(retained->run));
-
     s->by_run = registry->by_run;
-    s->key = name_key(p, s->name, mpm_generation(), s->by_run ? mark : NULL);
+    s->key = own_key(p, s->name, s->by_run);
     if (self.role == ROLE_CHILD) {
         return s->key ? APR_SUCCESS : APR_ENAMETOOLONG;
     }
     if (s->key && !s->by_run && key_must_differ(s, s->key)) {
         s->by_run = 1;
-        s->key = name_key(p, s->name, mpm_generation(), mark);
+        s->key = own_key(p, s->name, s->by_run);
     }
     if (!s->key) {
         log_long_name(s, "its memory will not outlive a kill of the server");
@@ -3281,10 +3283,7 @@ static apr_status_t attach_by_name(ap_slotmem_instance_t **found,
     if (rv == APR_SUCCESS) {
         memset(s, 0, sizeof(*s));
         s->name = name;
-        s->key = name_key(
-            p, name, mpm_generation(),
-            registry->by_run ? hex_text(p, retained->run, sizeof(retained->run))
-                             : NULL);
+        s->key = own_key(p, name, registry->by_run);
         rv = s->key ? segment_find(s) : APR_EINVAL;
         mutex_unlock();
     }
@@ -3753,7 +3752,7 @@ static unsigned int names_remove(void)
         }
     }
     if (!kept) {
-        runtime_sweep(head_is_ours); /* what children have made */
+        runtime_sweep(head_is_of); /* what children made: no list has that */
     }
     return kept;
 }

@@ -569,6 +569,31 @@ def test_generation_in_the_key_is_hexadecimal(httpd, target):
     assert server.shm_path("seg") in server.shm_objects()
 
 
+@pytest.mark.parametrize("how", ["graceful", "hard"])
+def test_httpd_that_raises_the_generation_late(httpd, mpm, our_module, how):
+    """httpd's trunk does so when all modules have configured: there the keys
+    of a generation were those of the one before, whose memory lives on."""
+    server = httpd(mpm=mpm, env={"SLOTMEM_TEST_LATE": "1"}, conf="""
+        SlotmemTestCreate seg 64 4 persist
+    """)
+    server.slotmem().put("seg", 2, b"kept")
+    for generation in 1, 2:
+        before = server.shm_path("seg")
+        RESTARTS[how](server)
+        assert server.generation == generation
+        assert server.shm_path("seg") in server.shm_objects()
+        assert not sharedmem.exists(before)
+        assert server.slotmem().read("seg", 2, 4) == b"kept"
+    # A child's, which another finds by the key that both make.
+    one, other = map(server.slotmem, server.children(server.generation))
+    assert one.create("late", 64, 4, 0).ok
+    assert server.shm_path("late") in server.shm_objects()
+    assert other.attach("late").ok
+    server.kill_all()
+    server.start()
+    assert server.slotmem().read("seg", 2, 4) == b"kept"
+
+
 def test_absolute_name_is_keyed_by_itself(httpd, target):
     server = httpd(target=target, start=False)
     name = os.path.join(server.root, "logs", "absolute name")

@@ -1913,11 +1913,38 @@ static const command_rec commands[] = {
     { .name = NULL }
 };
 
+/* ------------------------------------------------------------------------
+ * With SLOTMEM_TEST_LATE in the environment, httpd counts as its trunk does:
+ * a restart raises the generation when all modules have configured, not before
+ */
+
+static int counts_late; /* the generation is one behind what the MPM says */
+
+static apr_status_t count_late(void *data)
+{
+    (void)data;
+    counts_late = getenv("SLOTMEM_TEST_LATE") != NULL;
+    return APR_SUCCESS;
+}
+
+static int slotmem_test_query(int code, int *result, apr_status_t *rv)
+{
+    if (!counts_late || code != AP_MPMQ_GENERATION) {
+        return DECLINED;
+    }
+    counts_late = 0; /* the MPM answers */
+    *rv = ap_mpm_query(code, result);
+    counts_late = 1;
+    *result -= *result > 0;
+    return OK;
+}
+
 static int slotmem_test_pre_config(apr_pool_t *pconf, apr_pool_t *plog,
                                    apr_pool_t *ptemp)
 {
     (void)plog;
     (void)ptemp;
+    count_late(NULL);
     /* Where the module stays loaded over a restart, its data does too. */
     handles_forget();
     mpm_is_ready = 0;
@@ -1937,6 +1964,8 @@ static int slotmem_test_post_config(apr_pool_t *pconf, apr_pool_t *plog,
     (void)ptemp;
     (void)s;
     mpm_is_ready = 1;
+    /* A restart begins with the cleanups, the module's among them. */
+    apr_pool_cleanup_register(pconf, NULL, count_late, apr_pool_cleanup_null);
     if (ap_state_query(AP_SQ_MAIN_STATE) == AP_SQ_MS_CREATE_PRE_CONFIG) {
         stage_file(pconf, "post_config_check", 0);
         return OK;
@@ -1972,6 +2001,7 @@ static int slotmem_test_last(apr_pool_t *pconf, apr_pool_t *plog,
     (void)plog;
     (void)ptemp;
     (void)s;
+    counts_late = 0;
     return start_goes_on("last");
 }
 
@@ -1999,6 +2029,7 @@ static void register_hooks(apr_pool_t *p)
     ap_hook_post_config(slotmem_test_first, NULL, NULL, APR_HOOK_FIRST);
     ap_hook_post_config(slotmem_test_last, NULL, NULL,
                         APR_HOOK_REALLY_LAST + 2);
+    ap_hook_mpm_query(slotmem_test_query, NULL, NULL, APR_HOOK_FIRST);
     ap_hook_child_init(slotmem_test_child_init, after, NULL, APR_HOOK_MIDDLE);
     ap_hook_handler(slotmem_test_handler, NULL, NULL, APR_HOOK_FIRST);
 }

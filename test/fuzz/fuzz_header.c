@@ -639,7 +639,7 @@ static void object_make(input_t *in, const geometry_t *g)
     s.type = g->type;
     s.memory.base = image + SLOTMEM_SHM_ALIGN;
     segment_lay(&s);
-    segment_format(&s, run_identity, directory);
+    segment_format(&s, 0, run_identity, directory);
     segment_publish(&s);
     while (changes--) {
         scribble(in, image, len);

@@ -438,7 +438,7 @@ static void test_segment_counts_when_it_is_published(void **state)
     layout_t found;
 
     (void)state;
-    segment_format(s, run, directory);
+    segment_format(s, 0, run, directory);
     assert_false(layout_of_header(s->header, s->layout.total, run, &found));
     segment_publish(s);
     assert_true(layout_of_header(s->header, s->layout.total, run, &found));
