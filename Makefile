@@ -131,6 +131,9 @@ analyse-program:
 unit:
 	bash test/unit/run.sh
 
+unit-platform:
+	bash test/unit/run-platform.sh
+
 model:
 	$(PYTHON) -B test/model/drift.py
 	bash test/model/run.sh
@@ -227,7 +230,7 @@ clean:
 	    mod_slotmem_shm.slo mod_slotmem_shm.o
 
 .PHONY: relacy weak
-.PHONY: all install help demo check lint lint-forms analyse-gcc analyse-clang-tidy analyse-program unit model fuzz test test-under-load \
+.PHONY: all install help demo check lint lint-forms analyse-gcc analyse-clang-tidy analyse-program unit unit-platform model fuzz test test-under-load \
         coverage mutants soak hostile members torture bench bench-plot \
         bench-scale callgrind screenshot check-intree portability platforms \
         manual deb check-deb rpm format clean

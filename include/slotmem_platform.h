@@ -1036,7 +1036,10 @@ static inline int platform_is_mapped(int fd, const struct stat *st)
     int seen = 0, found = 0;
 
 #ifdef F_SETLEASE
-    if (fcntl(fd, F_SETLEASE, F_WRLCK) == 0) {
+    /* Whoever opens it before the lease is given back has the kernel tell us,
+     * by SIGIO, of which a process dies; by SIGURG, it does not. */
+    if (fcntl(fd, F_SETSIG, SIGURG) == 0
+        && fcntl(fd, F_SETLEASE, F_WRLCK) == 0) {
         fcntl(fd, F_SETLEASE, F_UNLCK);
         return 0;
     }

@@ -19,6 +19,7 @@
  * where no httpd is (run-platform.sh). */
 
 #include <assert.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <sys/wait.h>
@@ -29,6 +30,23 @@
 #include "apr_pools.h"
 #include "apr_shm.h"
 #include "apr_strings.h"
+
+#ifdef F_SETLEASE
+/* Another process opens that file while a lease on it is held. */
+static const char *opened_when_leased;
+
+static int lease_and_open(int fd, int command, int argument)
+{
+    int rv = fcntl(fd, command, argument);
+
+    if (rv == 0 && command == F_SETLEASE && argument == F_WRLCK
+        && opened_when_leased) {
+        assert(open(opened_when_leased, O_RDONLY | O_NONBLOCK) < 0);
+    }
+    return rv;
+}
+#define fcntl lease_and_open
+#endif
 
 #include "slotmem_platform.h"
 
@@ -498,6 +516,28 @@ static void test_what_another_server_uses_is_not_cleared(void **state)
     apr_pool_clear(pool);
 }
 
+#ifdef F_SETLEASE
+static int look_whether_it_is_mapped(void *arg)
+{
+    struct stat st;
+    int fd = open(arg, O_RDWR | O_CREAT, 0600);
+
+    opened_when_leased = arg;
+    return fstat(fd, &st) != 0 || platform_is_mapped(fd, &st);
+}
+
+/* The kernel told a server that had asked for a lease, by a signal of which
+ * it died: when another one started at this moment, and looked there, too. */
+static void test_who_looks_at_what_another_opens_lives(void **state)
+{
+    char *path = (char *)(intptr_t)in_folder("leased");
+
+    (void)state;
+    assert_int_equal(in_child(look_whether_it_is_mapped, path), 0);
+    unlink(path);
+}
+#endif
+
 static int make_ours_and_die(void *arg)
 {
     make(arg, run_b);
@@ -770,6 +810,9 @@ int main(void)
         cmocka_unit_test(test_a_key_file_without_a_segment_is_cleared),
         cmocka_unit_test(test_a_note_of_eight_letters_is_not_cleared),
         cmocka_unit_test(test_what_another_server_uses_is_not_cleared),
+#ifdef F_SETLEASE
+        cmocka_unit_test(test_who_looks_at_what_another_opens_lives),
+#endif
         cmocka_unit_test(
             test_what_a_dead_run_left_is_cleared_where_that_can_be_told),
         cmocka_unit_test(
