@@ -101,7 +101,8 @@ HEADERS = $(notdir $(wildcard include/*.h))
 
 lint: lint-forms $(addprefix analyse-,gcc clang-tidy program)
 
-lint-forms:
+lint-forms: $(MODULE)
+	$(PYTHON) -B test/portability/symbols.py $(MODULE)
 	$(CC) -std=gnu11 -O2 $(WARNINGS) -Werror $(FLAGS) -fsyntax-only mod_slotmem_shm.c
 	$(CLANG) -std=gnu11 -O2 $(WARNINGS) -Werror $(FLAGS) -fsyntax-only mod_slotmem_shm.c
 	cppcheck --quiet --std=c11 --enable=warning,performance,portability \

@@ -425,7 +425,7 @@ static apr_status_t locks_status(slotmem_locks_result_t result)
 /* ==================== memory ==================== */
 
 /* A fresh segment's header; the magic, by segment_publish, makes it count. */
-static void segment_format(ap_slotmem_instance_t *s, unsigned int generation,
+static void segment_format(ap_slotmem_instance_t *s, int generation,
                            const unsigned char *run,
                            const unsigned char *directory)
 {
@@ -437,7 +437,7 @@ static void segment_format(ap_slotmem_instance_t *s, unsigned int generation,
     h->item_num = s->layout.item_num;
     h->slots_offset = s->layout.slots_off;
     h->total_size = s->layout.total;
-    h->generation = generation;
+    h->generation = (apr_uint64_t)generation;
     h->pid = self.server.pid;
     h->birth = self.server.birth;
     memcpy(h->run, run, sizeof(h->run));
@@ -502,13 +502,13 @@ typedef struct {
     apr_hash_t *by_name;
     ap_slotmem_instance_t *first, *last;
     unsigned int count;
-    int config; /* which configuration of the process, AP_SQ_CONFIG_GEN */
-    unsigned int generation; /* that keys bear */
-    int by_run;   /* keys of this generation bear the run's identity   */
-    pid_t looked; /* the process that has looked at the directory      */
-    int arrived;  /* the first generation of this server               */
-    int remains;  /* and there may be what another one left            */
-    int littered; /* the directory has files that are to be removed   */
+    int config;     /* which configuration of the process, AP_SQ_CONFIG_GEN */
+    int generation; /* that keys bear */
+    int by_run;     /* keys of this generation bear the run's identity   */
+    pid_t looked;   /* the process that has looked at the directory      */
+    int arrived;    /* the first generation of this server               */
+    int remains;    /* and there may be what another one left            */
+    int littered;   /* the directory has files that are to be removed   */
 #if APR_HAS_THREADS
     apr_thread_mutex_t *lock;
 #endif
@@ -908,9 +908,11 @@ typedef struct {
 
 /* A directory of stored files, opened before anything is written there, so
  * that a flush of its file system tells of every error since. */
-typedef struct {
+typedef struct store_dir_t {
+    const char *path;
     int fd;
     dev_t dev;
+    struct store_dir_t *next;
 } store_dir_t;
 
 /*
@@ -927,7 +929,7 @@ typedef struct {
     apr_pool_t *pool;
     sink_t sink;
     apr_array_header_t *pending; /* of pending_t                      */
-    apr_hash_t *dirs;            /* path -> store_dir_t               */
+    store_dir_t *dirs;
     int written, unchanged, failed;
     apr_uint64_t bytes;
     apr_status_t error; /* the first, with what it was about          */
@@ -953,16 +955,21 @@ static const char *store_path(const store_t *st, const ap_slotmem_instance_t *s)
 static store_dir_t *store_dir(store_t *st, const ap_slotmem_instance_t *s)
 {
     const char *path = name_directory(st->pool, s->store);
-    store_dir_t *dir = apr_hash_get(st->dirs, path, APR_HASH_KEY_STRING);
+    store_dir_t *dir = st->dirs;
     struct stat info;
 
+    while (dir && strcmp(dir->path, path) != 0) {
+        dir = dir->next;
+    }
     if (!dir) {
         dir = apr_pcalloc(st->pool, sizeof(*dir));
+        dir->path = path;
+        dir->next = st->dirs;
+        st->dirs = dir;
         dir->fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (dir->fd >= 0 && fstat(dir->fd, &info) == 0) {
             dir->dev = info.st_dev;
         }
-        apr_hash_set(st->dirs, path, APR_HASH_KEY_STRING, dir);
     }
     return dir;
 }
@@ -971,21 +978,15 @@ static store_dir_t *store_dir(store_t *st, const ap_slotmem_instance_t *s)
  * failed is noted by closing its directories' descriptors. */
 static void store_flush_systems(store_t *st)
 {
-    apr_hash_index_t *at, *other;
+    store_dir_t *dir, *seen;
 
-    for (at = apr_hash_first(st->pool, st->dirs); at; at = apr_hash_next(at)) {
-        store_dir_t *dir = apr_hash_this_val(at), *seen = NULL;
-
-        for (other = apr_hash_first(NULL, st->dirs); other && !seen;
-             other = apr_hash_next(other)) {
-            store_dir_t *d = apr_hash_this_val(other);
-
-            if (d == dir) {
-                break;
-            }
-            seen = d->dev == dir->dev && d->fd >= 0 ? d : NULL;
+    for (dir = st->dirs; dir; dir = dir->next) {
+        seen = st->dirs;
+        while (seen != dir && (seen->dev != dir->dev || seen->fd < 0)) {
+            seen = seen->next;
         }
-        if (!seen && dir->fd >= 0 && platform_flush_system(dir->fd) != 0) {
+        if (seen == dir && dir->fd >= 0
+            && platform_flush_system(dir->fd) != 0) {
             close(dir->fd);
             dir->fd = -1;
         }
@@ -1128,7 +1129,7 @@ static int store_go_back(const ap_slotmem_instance_t *s, apr_pool_t *p)
 /* Puts all files that have been written in their places. */
 static void store_commit(store_t *st)
 {
-    apr_hash_index_t *at;
+    store_dir_t *dir;
     int i;
 
     if (st->mode != STORE_RESTART && PLATFORM_FLUSHES_SYSTEMS
@@ -1156,9 +1157,7 @@ static void store_commit(store_t *st)
     apr_array_clear(st->pending);
     /* A renamed file is safe once its directory has been flushed too.  Not
      * every file system can, and then there is nothing better to be had. */
-    for (at = apr_hash_first(NULL, st->dirs); at; at = apr_hash_next(at)) {
-        store_dir_t *dir = apr_hash_this_val(at);
-
+    for (dir = st->dirs; dir; dir = dir->next) {
         if (dir->fd >= 0) {
             if (st->mode != STORE_RESTART && st->written) {
                 (void)platform_flush(dir->fd);
@@ -1166,7 +1165,7 @@ static void store_commit(store_t *st)
             close(dir->fd);
         }
     }
-    apr_hash_clear(st->dirs);
+    st->dirs = NULL;
 }
 
 /* A new file of our own: a link or a leftover of that name is removed, never
@@ -1287,7 +1286,6 @@ static apr_status_t store_begin(store_t *st, enum store_mode mode)
         return rv;
     }
     st->pending = apr_array_make(st->pool, 64, sizeof(pending_t));
-    st->dirs = apr_hash_make(st->pool);
     return APR_SUCCESS;
 }
 
@@ -1494,7 +1492,7 @@ static void marker_add_run(marker_text_t *t)
 static void marker_add_segment(marker_text_t *t, const ap_slotmem_instance_t *s)
 {
     marker_line_t line = { { 0 },
-                           registry->generation,
+                           (unsigned int)registry->generation,
                            s->by_run,
                            s->type,
                            s->layout.item_size,
@@ -1836,17 +1834,24 @@ static int orphan_is_there(const orphan_t *o)
     return there;
 }
 
+/* apr_hash_this_val() needs APR 1.5. */
+static orphan_t *orphan_at(apr_hash_index_t *at)
+{
+    void *o;
+
+    apr_hash_this(at, NULL, NULL, &o);
+    return o;
+}
+
 /* The end of the search for an heir: unmaps them, and takes those that an
  * owner found off the system. */
 static void orphans_end(int owner)
 {
-    apr_hash_index_t *at = NULL;
+    apr_hash_index_t *at =
+        orphans.by_key ? apr_hash_first(registry->pool, orphans.by_key) : NULL;
 
-    if (orphans.by_key) {
-        at = apr_hash_first(registry->pool, orphans.by_key);
-    }
     for (; at; at = apr_hash_next(at)) {
-        orphan_t *o = apr_hash_this_val(at);
+        orphan_t *o = orphan_at(at);
         const ap_slotmem_instance_t *s = registry_find(registry, o->name);
 
         if (owner && (!s || !s->key || strcmp(s->key, o->key) != 0)
@@ -2320,7 +2325,7 @@ static void orphans_judge(void)
     p = scratch_pool();
     for (at = apr_hash_first(registry->pool, orphans.by_name); at;
          at = apr_hash_next(at)) {
-        orphan_t *o = apr_hash_this_val(at);
+        orphan_t *o = orphan_at(at);
         if (!orphan_is_newer(o, p)) {
             memory_unmap(&o->s->memory);
         }
@@ -2355,14 +2360,11 @@ static void former_end(void)
  * there the keys of the generation before would be taken. */
 static void generation_begin(void)
 {
-    const registry_t *former = retained->former;
-    int generation = 0;
+    const int next = retained->former ? retained->former->generation + 1 : 0;
+    int mpm = 0;
 
-    ap_mpm_query(AP_MPMQ_GENERATION, &generation);
-    registry->generation = (unsigned int)generation;
-    if (former && former->generation >= registry->generation) {
-        registry->generation = former->generation + 1;
-    }
+    ap_mpm_query(AP_MPMQ_GENERATION, &mpm);
+    registry->generation = mpm > next ? mpm : next;
 }
 
 #define HEIR_PATIENCE apr_time_from_msec(1500)
@@ -2457,7 +2459,7 @@ static void runtime_succeed(enum runtime_state before)
     orphans_find();
     for (at = apr_hash_first(registry->pool, orphans.by_name); at;
          at = apr_hash_next(at)) {
-        orphan_t *o = apr_hash_this_val(at);
+        orphan_t *o = orphan_at(at);
 
         if (registry_find(registry, o->name)) {
             apr_hash_set(orphans.by_name, o->name, APR_HASH_KEY_STRING, NULL);
@@ -3114,7 +3116,7 @@ static int key_must_differ(const ap_slotmem_instance_t *s, const char *key)
 /* The key of a segment that this generation makes. */
 static const char *own_key(apr_pool_t *p, const char *name, int by_run)
 {
-    return name_key(p, name, registry->generation,
+    return name_key(p, name, (unsigned int)registry->generation,
                     by_run ? hex_text(p, retained->run, sizeof(retained->run))
                            : NULL);
 }
@@ -3211,12 +3213,10 @@ static int segment_suffices(ap_slotmem_instance_t *s, apr_size_t item_size,
         ap_log_error(
             APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
             "slotmem_shm: %s was made with %u slots of %" APR_SIZE_T_FMT
-            " bytes, and is asked for again with %u of "
-            "%" APR_SIZE_T_FMT
-            ": both share the smaller one. Two things in the "
-            "configuration have one name here (of balancers "
-            "\"app-1\" and \"app.1\" both become \"app_1\"): rename "
-            "one of them",
+            " bytes, and is asked for again with %u of %" APR_SIZE_T_FMT
+            ": both share the smaller one. Two things in the configuration "
+            "have one name here (of balancers \"app-1\" and \"app.1\" both "
+            "become \"app_1\"): rename one of them",
             segment_name(s), s->layout.item_num, s->layout.item_size, item_num,
             item_size);
     }
