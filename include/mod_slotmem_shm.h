@@ -131,7 +131,8 @@ static inline uint64_t slotmem_shm_trailer_size(unsigned int item_num)
  *     a relative name NAME   DefaultRuntimeDir/slotmem-shm-NAME_GEN.shm
  *     an absolute name /NAME                              /NAME
  *
- * with GEN the MPM's generation in hexadecimal.  The header lies at the
+ * with GEN the generation's number in hexadecimal, from 0 on, as the MPM's in
+ * httpd 2.4 (its trunk raises that later).  The header lies at the
  * first multiple of SLOTMEM_SHM_ALIGN in the memory that APR hands out, and
  * everything else at fixed distances from it:
  *
@@ -162,7 +163,7 @@ struct slotmem_shm_header {
     uint64_t item_num;     /* 24: slots                                      */
     uint64_t slots_offset; /* 32: of slot 0, from the header                 */
     uint64_t total_size;   /* 40: bytes from the header to the slack's end   */
-    uint64_t generation;   /* 48: of the MPM, when the segment was made      */
+    uint64_t generation;   /* 48: that made it, as its key has it            */
     uint64_t pid;          /* 56: of the server's parent process             */
     unsigned char run[SLOTMEM_SHM_RUN_LEN]; /* 64: identity of the run       */
     uint64_t stored; /* 80: when last stored, microseconds since 1970        */

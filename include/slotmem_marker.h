@@ -65,7 +65,7 @@
 /** One line "segment", and the line "run" that it stands under. */
 typedef struct {
     unsigned char run[SLOTMEM_SHM_RUN_LEN];
-    unsigned int generation; /* of the MPM, when it was made             */
+    unsigned int generation; /* that made it, as its key has it          */
     int by_run;              /* its key bears the run's identity         */
     unsigned int type;       /* AP_SLOTMEM_TYPE_* bits                   */
     size_t item_size;        /* bytes in a slot                          */
