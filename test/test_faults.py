@@ -32,6 +32,7 @@ import httpd as harness
 import shim
 import storedfile
 from httpd import op_line
+from rundir import halt_helper
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
@@ -234,6 +235,7 @@ def was_only_short(scene, n, action):
 
 def test_positive_control_operations_are_seen(scene):
     """What is counted is what the module does, in its order."""
+    halt_helper(scene.server)
     scene.next_state()
     scene.faults.arm(0, "none")
     scene.server.stop()

@@ -26,7 +26,7 @@ import pytest
 
 import httpd as harness
 import shim
-from rundir import in_file, put, text_of, wait_stored
+from rundir import halt_helper, in_file, put, text_of, wait_stored
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
@@ -58,6 +58,7 @@ def restarted(server, count):
 def test_positive_control_the_stop_does_wait(slow):
     """What is held is what the module flushes: a stop ends after it."""
     server = slow()
+    halt_helper(server)
     put(server, b"state")
     server.faults.arm("1", "wait", "leader", FLUSH)
     os.kill(server.pid, signal.SIGTERM)
@@ -92,6 +93,7 @@ def test_no_restart_waits_for_a_disk(slow, mpm, number):
 def test_stop_that_arrives_while_a_restart_stores(slow, mpm, call, number):
     """It was forgotten; 20 s later the server still served."""
     server = slow(mpm=mpm)
+    halt_helper(server)
     put(server, b"state")
     server.faults.arm("1", "wait", "leader", call)
     os.kill(server.pid, signal.SIGUSR1)
@@ -110,6 +112,7 @@ def test_stop_that_arrives_while_a_restart_stores(slow, mpm, call, number):
 def test_restart_that_arrives_while_a_restart_stores(slow):
     """The two are one, or two: either way it serves, with the state."""
     server = slow()
+    halt_helper(server)
     put(server, b"state")
     server.faults.arm("1", "wait", "leader", "write")
     os.kill(server.pid, signal.SIGUSR1)
@@ -130,6 +133,7 @@ def test_restart_that_arrives_while_a_restart_stores(slow):
 def test_stop_that_arrives_while_a_stop_stores(slow, second):
     """docker stop, and then somebody who has no patience."""
     server = slow()
+    halt_helper(server)
     put(server, b"state")
     server.faults.arm("1", "wait", "leader", "write")
     os.kill(server.pid, signal.SIGTERM)
