@@ -137,7 +137,7 @@ def test_graceful_stop_with_a_listener_for_each_processor(httpd):
     with server.held_request():
         os.kill(server.pid, signal.SIGWINCH)
         harness.wait_for(lambda: not server._port_answers(),
-                         "the port to be free")
+                         "the port to be free", harness.LIMIT / 3)
     assert server._wait_exit("the server to end") == 0
 
 
