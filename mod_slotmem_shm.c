@@ -1588,7 +1588,7 @@ static apr_status_t marker_take(const char *path, pid_t *holder)
             unlink(path);
         }
         close(fd);
-        if (rv == EBUSY && *holder == retained->pid) {
+        if (rv == EBUSY && *holder && *holder == retained->pid) {
             /* Ourselves, before the server detached, about to end. */
             apr_sleep(apr_time_from_msec(50));
         }
@@ -1812,28 +1812,6 @@ static void orphans_find(void)
     retained->doubtful = 0;
 }
 
-static int head_is_of(const struct slotmem_shm_header *head, const void *run)
-{
-    return memcmp(head->run, run, sizeof(head->run)) == 0;
-}
-
-/* Is what lies under its key the orphan, and no other server's?  A relative
- * name's key is in the directory that is ours; under an absolute one the
- * object has to bear the run's identity, or nothing, since the kill came
- * before anything was written to it. */
-static int orphan_is_there(const orphan_t *o)
-{
-    platform_object_t object;
-    int there = !name_is_absolute(o->name);
-
-    if (!there && platform_object_open(&object, o->key, geteuid()) == 0) {
-        there = platform_object_bears(&object, head_is_of, o->run)
-                != PLATFORM_OTHER;
-        platform_object_close(&object);
-    }
-    return there;
-}
-
 /* apr_hash_this_val() needs APR 1.5. */
 static orphan_t *orphan_at(apr_hash_index_t *at)
 {
@@ -1841,6 +1819,12 @@ static orphan_t *orphan_at(apr_hash_index_t *at)
 
     apr_hash_this(at, NULL, NULL, &o);
     return o;
+}
+
+static int key_is_ours(const char *name, const char *key, const void *run)
+{
+    return object_is_ours(
+        key, name_is_absolute(name) ? NULL : retained->directory, run);
 }
 
 /* The end of the search for an heir: unmaps them, and takes those that an
@@ -1855,7 +1839,7 @@ static void orphans_end(int owner)
         const ap_slotmem_instance_t *s = registry_find(registry, o->name);
 
         if (owner && (!s || !s->key || strcmp(s->key, o->key) != 0)
-            && orphan_is_there(o)) {
+            && key_is_ours(o->name, o->key, o->run)) {
             object_remove(o->key);
         }
         if (o->s) {
@@ -1883,11 +1867,12 @@ static void runtime_sweep(platform_wanted_fn *wanted)
     const char *dir =
         *retained->path ? name_directory(p, retained->path) : NULL;
     const int alone = retained->state == RUNTIME_OWNER;
+    const int used = alone || wanted == head_is_of; /* our own, or dead */
 
-    platform_shm_sweep(dir, alone, wanted, retained->run, geteuid());
+    platform_shm_sweep(dir, alone, used, wanted, retained->run, geteuid());
     if (geteuid() == 0 && ap_unixd_config.user_id != 0
         && ap_unixd_config.user_id != (uid_t)-1) {
-        platform_shm_sweep(dir, alone, wanted, retained->run,
+        platform_shm_sweep(dir, alone, used, wanted, retained->run,
                            ap_unixd_config.user_id);
     }
     apr_pool_destroy(p);
@@ -2648,7 +2633,6 @@ static void checkpoint_helper(int pipe)
 {
     static const int signals[] = { SIGTERM, SIGHUP,   SIGINT,
                                    SIGUSR1, SIGWINCH, SIGPIPE };
-    ap_listen_rec *listener;
     pace_t pace = { 0 };
     sigset_t none;
     apr_size_t i;
@@ -2658,11 +2642,7 @@ static void checkpoint_helper(int pipe)
     }
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    for (listener = ap_listeners; listener; listener = listener->next) {
-        if (listener->sd) {
-            apr_socket_close(listener->sd);
-        }
-    }
+    ap_close_listeners();
     platform_die_with((pid_t)self.server.pid);
     setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + 10);
     pace.paid = monotonic_now();
@@ -2918,8 +2898,8 @@ static int key_clear(const ap_slotmem_instance_t *s, int *hold)
         orphans.by_key && retained->state == RUNTIME_OWNER
             ? apr_hash_get(orphans.by_key, s->key, APR_HASH_KEY_STRING)
             : NULL;
-    int ours = (retained->state == RUNTIME_OWNER && !name_is_absolute(s->name))
-               || (o && orphan_is_there(o));
+    int ours = retained->state == RUNTIME_OWNER
+               && key_is_ours(s->name, s->key, o ? o->run : NULL);
 
     if (former && former->key && !strcmp(former->key, s->key)) {
         former->key = NULL; /* ours, and about to go on in this one */
@@ -2959,6 +2939,14 @@ static void stock_sweep(const char *name, apr_pool_t *p)
     }
 }
 
+/* The key of a segment that this generation makes. */
+static const char *own_key(apr_pool_t *p, const char *name, int by_run)
+{
+    return name_key(p, name, (unsigned int)registry->generation,
+                    by_run ? hex_text(p, retained->run, sizeof(retained->run))
+                           : NULL);
+}
+
 static apr_status_t segment_map_named(ap_slotmem_instance_t *s, apr_pool_t *p)
 {
     apr_status_t rv;
@@ -2969,6 +2957,13 @@ static apr_status_t segment_map_named(ap_slotmem_instance_t *s, apr_pool_t *p)
     rv = memory_make_named(&s->memory, s->layout.total, s->key);
     if (APR_STATUS_IS_EEXIST(rv) && key_clear(s, &hold)) {
         rv = memory_make_named(&s->memory, s->layout.total, s->key);
+    }
+    else if (APR_STATUS_IS_EEXIST(rv) && !s->by_run
+             && !name_is_absolute(s->name)
+             && retained->state == RUNTIME_OWNER) {
+        s->by_run = 1; /* who has it has another directory of that path */
+        s->key = own_key(p, s->name, 1);
+        rv = s->key ? segment_map_named(s, p) : rv;
     }
     if (hold >= 0) {
         close(hold);
@@ -3111,14 +3106,6 @@ static int key_must_differ(const ap_slotmem_instance_t *s, const char *key)
 
     return o && o->s->memory.base && !o->s->has_digest
            && retained->state == RUNTIME_OWNER && !strcmp(o->key, key);
-}
-
-/* The key of a segment that this generation makes. */
-static const char *own_key(apr_pool_t *p, const char *name, int by_run)
-{
-    return name_key(p, name, (unsigned int)registry->generation,
-                    by_run ? hex_text(p, retained->run, sizeof(retained->run))
-                           : NULL);
 }
 
 /*
@@ -3738,9 +3725,13 @@ static int server_exits(void)
  * how many those are. */
 static unsigned int names_remove(void)
 {
-    ap_slotmem_instance_t *s;
+    ap_slotmem_instance_t *s =
+        retained->former ? retained->former->first : NULL;
     unsigned int kept = 0;
 
+    for (; s; s = s->next) { /* a restart fails: kept when that began */
+        kept += s->key != NULL;
+    }
     for (s = registry->first; s; s = s->next) {
         if (s->key && retained->state == RUNTIME_OWNER && !s->has_digest
             && is_stored(s, STORE_STOP)) {
@@ -3812,7 +3803,6 @@ static apr_status_t slotmem_close(void *data)
             marker_leave(exiting, kept);
         }
     }
-    former_end(); /* given up before it was taken over */
     orphans_end(0);
     if (exiting || retained->state == RUNTIME_UNKNOWN) {
         registry_close(registry);

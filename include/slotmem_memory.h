@@ -32,6 +32,7 @@
  *     memory_map             an object, opened       memory_unmap
  *     memory_make_anonymous  no object, no name      memory_unmap
  *     object_remove          its name goes, mappings stay
+ *     object_is_ours         may it?
  *
  * Any thread may call these; guarded(), and with it memory_make_anonymous(),
  * one thread of a process at a time.
@@ -176,7 +177,7 @@ static inline apr_status_t memory_make_anonymous(memory_t *m, apr_size_t len,
     rv = guarded(memory_anonymous_unguarded, &make);
 #ifdef MADV_POPULATE_WRITE
     /* Each page is there now, or this says why not.  Older kernels do not
-     * know the call (EINVAL), and no limit but the machine's holds there. */
+     * know the call (EINVAL), and a container may forbid it. */
     if (rv == APR_SUCCESS) {
         const apr_uintptr_t page = (apr_uintptr_t)sysconf(_SC_PAGESIZE);
         char *start = (char *)((apr_uintptr_t)m->base & ~(page - 1));
@@ -184,7 +185,7 @@ static inline apr_status_t memory_make_anonymous(memory_t *m, apr_size_t len,
         if (madvise(start, (apr_size_t)((char *)m->base + len - start),
                     MADV_POPULATE_WRITE)
                 != 0
-            && errno != EINVAL) {
+            && errno != EINVAL && errno != EPERM && errno != ENOSYS) {
             rv = errno == EFAULT || errno == EHWPOISON ? APR_ENOMEM : errno;
             memory_unmap(m);
         }
@@ -228,6 +229,49 @@ static inline void object_remove(const char *key)
         platform_object_remove(&o, key);
         platform_object_close(&o);
     }
+}
+
+/** Is that the header of an object of that run? */
+static inline int head_is_of(const struct slotmem_shm_header *head,
+                             const void *run)
+{
+    return memcmp(head->run, run, sizeof(head->run)) == 0;
+}
+
+/** Is it of a server in another directory, by its number, not its path?
+ *  Containers that share their memory may call their directories alike. */
+static inline int head_is_elsewhere(const struct slotmem_shm_header *head,
+                                    const void *directory)
+{
+    return memcmp(head->directory, directory, sizeof(head->directory)) != 0;
+}
+
+/**
+ * May what lies under a key be removed?  What bears the identity of `run`, a
+ * dead one in our directory (NULL: there is none), may.  `directory` is our
+ * own, which is ours alone, if the key is in there: then all may but what
+ * another directory's server has made and somebody uses.  NULL: nothing else,
+ * but what bears nothing, since the kill came before anything was written.
+ */
+static inline int object_is_ours(const char *key, const void *directory,
+                                 const void *run)
+{
+    platform_object_t o;
+    int ours = directory != NULL;
+
+    if ((directory || run) && platform_object_open(&o, key, geteuid()) == 0) {
+        const enum platform_bearer of_run =
+            run ? platform_object_bears(&o, head_is_of, run) : PLATFORM_OTHER;
+
+        ours = of_run == PLATFORM_BEARS
+               || (directory
+                       ? platform_object_bears(&o, head_is_elsewhere, directory)
+                                 != PLATFORM_BEARS
+                             || !platform_object_is_used(&o)
+                       : of_run == PLATFORM_EMPTY);
+        platform_object_close(&o);
+    }
+    return ours;
 }
 
 #endif /* SLOTMEM_MEMORY_H */

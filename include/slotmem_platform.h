@@ -64,10 +64,12 @@
 #include <sys/stat.h>
 #ifdef __linux__
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #endif
 #include <sys/time.h>
 #include <sys/types.h>
+#include <time.h>
 #include <unistd.h>
 
 #if defined(__FreeBSD__) || defined(__DragonFly__) || defined(__NetBSD__)      \
@@ -323,7 +325,10 @@ static inline int platform_flush(int fd)
  * Linux 5.8 it tells of each error since that was opened; elsewhere nothing
  * tells when it is done, so there each file is flushed by itself. */
 #ifdef __linux__
-#define PLATFORM_FLUSHES_SYSTEMS 1
+/* Where a container forbids the call, which is told before the descriptor is
+ * looked at, each file as well. */
+#define PLATFORM_FLUSHES_SYSTEMS                                               \
+    (syscall(SYS_syncfs, -1) != 0 && errno == EBADF)
 static inline int platform_flush_system(int fd)
 {
     return syncfs(fd) == 0 ? 0 : errno;
@@ -1022,6 +1027,10 @@ static inline int platform_process_maps(const char *pid, const struct stat *st)
     return found;
 }
 
+/* So many times in its life a process waits a millisecond for whoever looks
+ * at an object just now: many that are mapped hold no start up. */
+#define PLATFORM_LEASE_PATIENCE 50
+
 /*
  * Does any living process map the file that is open for writing?  Where that
  * cannot be told, perhaps.  Linux gives a write lease only on a file that
@@ -1036,15 +1045,25 @@ static inline int platform_is_mapped(int fd, const struct stat *st)
     int seen = 0, found = 0;
 
 #ifdef F_SETLEASE
+    static int patience = PLATFORM_LEASE_PATIENCE;
+    const struct timespec moment = { 0, 1000000 };
+
     /* Whoever opens it before the lease is given back has the kernel tell us,
-     * by SIGIO, of which a process dies; by SIGURG, it does not. */
-    if (fcntl(fd, F_SETSIG, SIGURG) == 0
-        && fcntl(fd, F_SETLEASE, F_WRLCK) == 0) {
-        fcntl(fd, F_SETLEASE, F_UNLCK);
-        return 0;
-    }
-    if (errno == EAGAIN) {
-        return 1;
+     * by SIGIO, of which a process dies; by SIGURG, it does not.  And another
+     * server that starts just now has it open for a moment, to look at it. */
+    while (fcntl(fd, F_SETSIG, SIGURG) == 0) {
+        if (fcntl(fd, F_SETLEASE, F_WRLCK) == 0) {
+            fcntl(fd, F_SETLEASE, F_UNLCK);
+            return 0;
+        }
+        if (errno != EAGAIN) {
+            break;
+        }
+        if (patience <= 0) {
+            return 1;
+        }
+        patience--;
+        nanosleep(&moment, NULL);
     }
 #endif
     (void)fd;
@@ -1181,12 +1200,22 @@ static inline int platform_ends_with(const char *text, const char *end)
     return len >= n && strcmp(text + len - n, end) == 0;
 }
 
+/* Does anybody who lives, in another container perhaps, map it? */
+static inline int platform_object_is_used(const platform_object_t *o)
+{
+    struct stat st;
+
+    return o->kind == PLATFORM_SHM_SYSV ? o->attached != 0
+           : fstat(o->fd, &st) != 0     ? 1
+                                        : platform_is_mapped(o->fd, &st);
+}
+
 /*
  * Key files (System V) and mapped files in a runtime directory: those whose
  * header is wanted, and, if the directory is ours `alone` just now, key files
  * that lead to nothing, or to a segment that its dead maker left empty.
  */
-static inline void platform_sweep_keys(const char *dir, int alone,
+static inline void platform_sweep_keys(const char *dir, int alone, int used,
                                        platform_wanted_fn *wanted,
                                        const void *ctx, uid_t uid)
 {
@@ -1213,7 +1242,7 @@ static inline void platform_sweep_keys(const char *dir, int alone,
             continue;
         }
         bears = platform_object_bears(&o, wanted, ctx);
-        if (bears == PLATFORM_BEARS
+        if ((bears == PLATFORM_BEARS && (used || !platform_object_is_used(&o)))
             || (bears == PLATFORM_EMPTY && alone && o.kind == PLATFORM_SHM_SYSV
                 && kill(o.creator, 0) != 0 && errno == ESRCH)) {
             platform_object_remove(&o, key);
@@ -1248,7 +1277,7 @@ static inline int platform_has_objects(void)
 
 /* POSIX objects of `uid` whose header is wanted.  Their names are hashes, so all have
  * to be looked at, and only Linux has them where they can be. */
-static inline void platform_sweep_posix(platform_wanted_fn *wanted,
+static inline void platform_sweep_posix(int used, platform_wanted_fn *wanted,
                                         const void *ctx, uid_t uid)
 {
 #ifdef __linux__
@@ -1269,7 +1298,8 @@ static inline void platform_sweep_posix(platform_wanted_fn *wanted,
             continue;
         }
         o.size = (uint64_t)st.st_size;
-        if (platform_object_bears(&o, wanted, ctx) == PLATFORM_BEARS) {
+        if (platform_object_bears(&o, wanted, ctx) == PLATFORM_BEARS
+            && (used || !platform_is_mapped(o.fd, &st))) {
             unlink(path);
         }
         platform_object_close(&o);
@@ -1278,6 +1308,7 @@ static inline void platform_sweep_posix(platform_wanted_fn *wanted,
         closedir(d);
     }
 #else
+    (void)used;
     (void)wanted;
     (void)ctx;
     (void)uid;
@@ -1286,7 +1317,7 @@ static inline void platform_sweep_posix(platform_wanted_fn *wanted,
 
 /* System V segments of `uid` whose header is wanted, whatever their key: those under
  * an absolute name, whose key file is not known.  Only Linux lists them. */
-static inline void platform_sweep_sysv(platform_wanted_fn *wanted,
+static inline void platform_sweep_sysv(int used, platform_wanted_fn *wanted,
                                        const void *ctx, uid_t uid)
 {
 #if defined(__linux__) && defined(SHM_INFO) && defined(SHM_STAT)
@@ -1300,11 +1331,13 @@ static inline void platform_sweep_sysv(platform_wanted_fn *wanted,
         int id = shmctl(i, SHM_STAT, &ds);
 
         if (id >= 0 && platform_sysv_stat(&o, id, uid) == 0
+            && (used || o.attached == 0)
             && platform_object_bears(&o, wanted, ctx) == PLATFORM_BEARS) {
             platform_object_remove(&o, NULL);
         }
     }
 #else
+    (void)used;
     (void)wanted;
     (void)ctx;
     (void)uid;
@@ -1315,21 +1348,22 @@ static inline void platform_sweep_sysv(platform_wanted_fn *wanted,
  * Removes every shared memory object of `uid` whose header is wanted, of all
  * three kinds, since a run that was killed may have had another APR.  `dir` is the
  * runtime directory (NULL: there is none), and `alone` says that no other
- * server uses it just now.  What is removed here can at worst be an object
+ * server uses it just now.  What somebody maps goes only if `used` says so:
+ * that its maker's number is nobody's says nothing of other containers.  What is removed here can at worst be an object
  * that a hostile child dressed up, and then it is its own.
  *
  * To be called for the parent's user, and again for its children's where that
  * is another.
  */
-static inline void platform_shm_sweep(const char *dir, int alone,
+static inline void platform_shm_sweep(const char *dir, int alone, int used,
                                       platform_wanted_fn *wanted,
                                       const void *ctx, uid_t uid)
 {
-    platform_sweep_posix(wanted, ctx, uid);
+    platform_sweep_posix(used, wanted, ctx, uid);
     if (dir) { /* first, for a key file without its segment says nothing */
-        platform_sweep_keys(dir, alone, wanted, ctx, uid);
+        platform_sweep_keys(dir, alone, used, wanted, ctx, uid);
     }
-    platform_sweep_sysv(wanted, ctx, uid);
+    platform_sweep_sysv(used, wanted, ctx, uid);
 }
 
 #endif /* SLOTMEM_PLATFORM_H */
