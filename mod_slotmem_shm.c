@@ -1636,12 +1636,13 @@ static void runtime_log(enum runtime_state before, apr_status_t rv,
     if (retained->state == RUNTIME_HEIR) {
         ap_log_error(APLOG_MARK, APLOG_WARNING, 0, ap_server_conf,
                      "slotmem_shm: another httpd (process %" APR_PID_T_FMT
-                     ") uses this runtime directory (%s is locked). This one "
+                     "%s) uses this runtime directory (%s is locked). This one "
                      "begins with what that one has, and leaves its memory and "
                      "files alone: nothing is stored here before it has ended. "
                      "If it is not about to, give each server a "
                      "DefaultRuntimeDir of its own",
-                     holder, retained->path);
+                     holder, holder ? "" : ", in another container",
+                     retained->path);
     }
     else if (retained->state == RUNTIME_UNLISTED) {
         ap_log_error(APLOG_MARK, APLOG_WARNING, rv, ap_server_conf,

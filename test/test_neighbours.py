@@ -87,7 +87,7 @@ def test_heir_in_another_container(httpd):
     wait_stored(first, b"monday")
     second = successor(httpd, first, CONF, modules=["status"],
                        wrapper=shares(first))
-    second.expect_log(ANOTHER)
+    second.expect_log(ANOTHER + " 0, in another container")
     before = objects(first)
     with contained(second):
         assert relation(second) == "heir"
