@@ -29,6 +29,7 @@ import signal
 import pytest
 
 import httpd as harness
+import sharedmem
 import shim
 import storedfile
 from rundir import (ANOTHER, helper_of, in_file, left_over, listens, marker, put,
@@ -199,6 +200,31 @@ def test_owner_that_is_killed_is_inherited(httpd, mpm):
     assert text_of(second) == b"second's"
     second.stop()
     assert in_file(second) == b"second's"
+
+
+def test_heir_that_lives_keeps_its_memory_when_a_third_is_owner(httpd):
+    """The third comes first to the lock, and cannot know of the heir but by
+    what that has in memory, which is of this directory and in no list."""
+    first = httpd(CONF)
+    put(first, b"state")
+    second = successor(httpd, first, CONF)
+    second.expect_log(ANOTHER)
+    second.start()
+    objects = second.shm_objects()
+    assert objects
+    os.kill(second.pid, signal.SIGSTOP)
+    try:
+        first.stop()
+        third = successor(httpd, first, CONF, modules=["status"])
+        third.start()
+        assert relation(third) == "owner"
+        assert text_of(third) == b"state"
+        assert {path for path in objects if sharedmem.exists(path)} == objects
+    finally:
+        os.kill(second.pid, signal.SIGCONT)
+    second.stop()
+    third.stop()
+    assert left_over(second) | left_over(third) == set()
 
 
 def test_heir_that_is_killed_leaves_the_owner_alone_and_no_memory(httpd):
