@@ -30,7 +30,7 @@ import pytest
 import httpd as harness
 import layout
 import sharedmem
-from rundir import read_only_dev_shm
+from rundir import halt_helper, read_only_dev_shm
 
 LIFE = """
 SlotmemTestCreate kept 64 10 persist+pregrab
@@ -237,6 +237,7 @@ def test_store_that_fails_names_the_step_and_the_file(httpd):
     server = httpd(LIFE, loglevel="warn")
     server.slotmem().grab("kept")
     server.graceful()
+    halt_helper(server)
     server.slotmem().grab("kept")
     new = server.persist_path("kept") + ".new"
     os.makedirs(new + "/in the way")

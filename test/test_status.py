@@ -296,6 +296,7 @@ def test_says_that_storing_fails(httpd):
     assert line not in page(server).lines
     server.allow_log("AH02334.*cannot store")
     path = server.persist_path("kept")
+    harness.wait_for(lambda: os.path.exists(path), "the first store")
     os.mkdir(path + ".checkpoint")
     server.slotmem().grab("kept")
     harness.wait_for(lambda: line in page(server).lines, "the page to say so")
