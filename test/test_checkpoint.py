@@ -541,8 +541,8 @@ def test_checkpoint_on_a_disk_that_fails(fast):
     wait_stored(server, b"old")
     # All of them: the first may still be of the directory, for what is old.
     server.faults.arm("1+", "EIO", "helper", "fsync")
-    put(server, b"new")
     with server.announced("AH02334.*cannot store .*: flushing"):
+        put(server, b"new")
         harness.wait_for(lambda: server.log_lines("AH02334.*cannot store"),
                          "the failure to be logged")
         assert in_file(server) == b"old"

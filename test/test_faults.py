@@ -270,6 +270,7 @@ def test_operation_of_a_graceful_restart_fails(scene, action):
 def test_death_at_an_operation_of_the_stop(scene, action):
     """After a kill nothing is lost; after a power cut nothing is damaged."""
     for _ in each_operation(scene, action):
+        halt_helper(scene.server)       # the stop has it all
         scene.next_state()
         died = not scene.stop_somehow()
         scene.check_files()

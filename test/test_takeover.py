@@ -799,6 +799,7 @@ def test_memory_that_cannot_be_stored_at_the_start_stays(httpd):
                    start=False, shm_size="8m")
     faults = shim.Faults(server)
     server.start()
+    rundir.halt_helper(server)
     rundir.put(server, b"newest")
     server.kill_all()
     old = os.listdir(server.shm_dir)
