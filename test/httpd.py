@@ -815,11 +815,11 @@ class Httpd:
             if self.consumer:
                 found = [pid for pid, gen in self._control() if good(pid, gen)]
                 return len(found) >= self.children_wanted
-            return self.children() and self._port_answers()
+            return self.children() and self.port_answers()
 
         wait_for(up, lambda: "the server to answer:\n" + self.last_words())
 
-    def _port_answers(self):
+    def port_answers(self):
         try:
             socket.create_connection(("127.0.0.1", self.port), 5).close()
         except OSError:

@@ -20,7 +20,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 
@@ -102,14 +101,6 @@ def read_only_dev_shm():
     """A wrapper for a server: no shared memory can have a name."""
     return ["unshare", "-m", "sh", "-c",
             'mount -t tmpfs -o ro tmpfs /dev/shm && exec "$@"', "sh"]
-
-
-def listens(server):
-    try:
-        socket.create_connection(("127.0.0.1", server.port), 5).close()
-    except OSError:
-        return False
-    return True
 
 
 def left_over(server):

@@ -26,20 +26,20 @@ import pytest
 
 import httpd as harness
 import shim
-from rundir import (ANOTHER, CANNOT_STORE, Disk,
-                    halt_helper, helper_of, in_directory, in_file, put,
-                    relation, successor, text_of, wait_relation, wait_stored)
+from rundir import (ANOTHER, CANNOT_STORE, Disk, halt_helper, helper_of,
+                    in_directory, in_file, put, relation, successor, text_of,
+                    wait_relation, wait_stored)
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
 CONF = "SlotmemTestCreate seg 64 10 persist+pregrab\n"
-SHARED = "mount --bind {shm} /dev/shm"
 
 
 def shares(first, *more):
     """A wrapper: the /dev/shm of the first server, which has one of its own."""
     return ["sh", "-c", " && ".join(
-        (SHARED.format(shm=first.shm_dir),) + more) + ' && exec "$@"', "sh"]
+        (f"mount --bind {first.shm_dir} /dev/shm",) + more)
+            + ' && exec "$@"', "sh"]
 
 
 def objects(server):
@@ -69,7 +69,7 @@ def contained(server):
             stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             env=environment, start_new_session=True)
     try:
-        harness.wait_for(server._port_answers, "the container to answer")
+        harness.wait_for(server.port_answers, "the container to answer")
         yield
     finally:
         with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:

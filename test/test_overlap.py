@@ -32,7 +32,7 @@ import httpd as harness
 import sharedmem
 import shim
 import storedfile
-from rundir import (ANOTHER, helper_of, in_file, left_over, listens, marker, put,
+from rundir import (ANOTHER, helper_of, in_file, left_over, marker, put,
                     relation, successor, text_of, wait_relation, wait_stored)
 
 CONF = """
@@ -50,7 +50,7 @@ def files_of(server):
 def begin_graceful_stop(server):
     """Its requests go on; its ports are free for the next server."""
     os.kill(server.pid, signal.SIGWINCH)
-    harness.wait_for(lambda: not listens(server), "the ports to be free")
+    harness.wait_for(lambda: not server.port_answers(), "the ports to be free")
 
 
 def end_graceful_stop(server):
